@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* Formats: where the bytes of a guest's disk live; the contract of this folder.
+ *
+ * A driver answers and changes *mappings* between the guest's address space
+ * and host offsets in its storage.  It never reads or writes guest data (that
+ * is image/io.c), never opens a file, never prints.
+ *
+ * Locking.  map, reserve, reserve_packed, link, abandon, unmap and flush come
+ * from any thread.  The caller holds its range lock on the guest range, rounded
+ * out to cluster_size: SHARED for map alone, EXCLUSIVE for the others.  A
+ * mapping that was looked up under a range lock stays true until that lock is
+ * dropped.  All other calls are structural: no other call is inside the driver
+ * ("frozen"), except that info, open_view and snapshots may run beside map.
+ *
+ * Addresses: "guest" is an offset in the virtual disk, "host" an offset in a
+ * storage; both in bytes.
+ */
+
+#ifndef NBDIMG_FORMAT_H
+#define NBDIMG_FORMAT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <jansson.h>
+
+#include "common/codec.h"
+#include "common/error.h"
+#include "storage/storage.h"
+
+enum map_kind {
+  MAP_DATA,           /* host valid, may be overwritten in place */
+  MAP_DATA_COW,       /* host valid, must be copied before a write */
+  MAP_ZERO,           /* reads as zeroes, no host space */
+  MAP_ZERO_ALLOC,     /* reads as zeroes, host space reserved at host */
+  MAP_PACKED,         /* compressed stream at host, packed_length bytes */
+  MAP_BACKING,        /* not in this layer: ask the backing file */
+  MAP_BACKING_ALLOC,  /* the same, host space reserved at host */
+};
+
+/* Which storage of the layer a host offset is in. */
+enum map_storage { MAP_IN_IMAGE, MAP_IN_DATA_FILE };
+
+/* One layer's answer for a guest range. */
+struct mapping {
+  enum map_kind kind;
+  enum map_storage storage;
+  uint64_t length;        /* bytes from the asked guest offset, > 0, not more
+                             than was asked */
+  uint64_t host;          /* host offset of the asked guest offset; for
+                             MAP_PACKED of the first byte of the stream */
+  /* MAP_PACKED only: */
+  uint64_t cluster;       /* guest offset of the cluster the stream holds */
+  uint64_t packed_length; /* bytes up to the end of the stream's last sector */
+  enum codec codec;
+};
+
+/* Host space for a guest range, from reserve until link or abandon.  The range
+ * is aligned to cow_size.
+ */
+struct placement {
+  uint64_t guest, length; /* bytes */
+  uint64_t host;
+  enum map_storage storage;
+  bool reused;            /* the cluster owned it already: abandon must not
+                             free it */
+  bool reads_zero;        /* the host range is known to read as zeroes now, so
+                             zero fills need not be written */
+  bool packed;            /* from reserve_packed: length is one cluster and
+                             packed_length bytes go to host */
+  uint64_t packed_length;
+};
+
+/* What a driver tells the core; fixed after activate, but for size. */
+struct format_info {
+  uint64_t size;          /* virtual size, bytes */
+  uint32_t cluster_size;  /* range locks round to this; power of 2 */
+  uint32_t cow_size;      /* copies on write round to this; <= cluster_size */
+  uint32_t alignment;     /* sizes are rounded up to it (qcow2: 512) */
+  bool identity;          /* host == guest for all bytes, always MAP_DATA, and
+                             the size is the storage's (raw) */
+  bool can_pack;          /* reserve_packed works */
+  enum codec codec;       /* of reserve_packed */
+  bool data_file_identity;/* external data file: host == guest, and trimmed
+                             guest ranges may be punched there by the core */
+};
+
+/* What an open image asks for; the core fills it through the open policy. */
+struct format_needs {
+  char *backing;          /* name as it stands in the image, owned, or NULL */
+  char *backing_format;   /* recorded format, owned, or NULL */
+  bool data_file;         /* an external data file is needed */
+  char *data_file_name;   /* name as it stands in the image, owned, or NULL */
+  bool data_file_raw;
+  bool crypto;            /* a secret is needed */
+  bool writable_refused;  /* why in refused: open for writing must fail */
+  const char *refused;    /* e.g. "has persistent bitmaps" */
+};
+extern void format_needs_free (struct format_needs *);
+
+enum unmap_how {
+  UNMAP_TRANSPARENT,      /* afterwards the backing file shows through */
+  UNMAP_ZERO,             /* reads zeroes, the backing file never shows */
+  UNMAP_KEEP,             /* reads zeroes, host space stays reserved */
+};
+
+struct format_open_options {
+  bool writable;
+  bool discard;           /* freed clusters are punched out of the storage */
+  bool info_only;         /* info: no data file, tolerate what only I/O needs */
+  bool check;             /* check: open dirty and corrupt images too */
+  uint64_t cache_size;    /* metadata cache, bytes; 0 = default (16 MiB) */
+};
+
+/* An option of create (and later amend), as -o help prints it. */
+enum option_type { OPTION_STRING, OPTION_BOOL, OPTION_SIZE, OPTION_NUMBER };
+struct format_option {
+  const char *name;
+  enum option_type type;
+  const char *help;
+  const char *refused;    /* not NULL: known, not built yet; the reason */
+};
+
+struct format_create_options {
+  uint64_t size;                /* virtual size, bytes */
+  const char *backing_file;     /* or NULL */
+  const char *backing_format;   /* or NULL; never NULL with backing_file where
+                                   the format can record it */
+  json_t *options;              /* object of strings: -o key=value, all keys
+                                   known to the driver; borrowed */
+  struct storage *data_file;    /* or NULL; borrowed */
+};
+
+/* Snapshots, as snapshot -l and info show them. */
+struct format_snapshot {
+  char *id, *name;              /* owned */
+  uint64_t vm_state_size;       /* bytes */
+  uint64_t disk_size;           /* bytes */
+  uint32_t date_sec, date_nsec;
+  uint64_t vm_clock_nsec;
+  uint64_t icount;              /* UINT64_MAX = not recorded */
+};
+extern void format_snapshots_free (struct format_snapshot *, size_t nr);
+
+struct format_check_options {
+  /* Called from time to time; false = stop (ECANCELED). */
+  bool (*progress) (void *opaque, uint64_t done, uint64_t total);
+  void *opaque;
+  /* One line for each finding, no newline; may be NULL. */
+  void (*finding) (void *opaque, const char *text);
+  uint64_t memory;              /* bytes it may use; 0 = 64 MiB */
+};
+
+/* The keys of qemu-img check --output=json. */
+struct format_check_result {
+  uint64_t check_errors;        /* tables that could not be read */
+  uint64_t corruptions, leaks;  /* found */
+  uint64_t image_end_offset;
+  uint64_t total_clusters, allocated_clusters;
+  uint64_t fragmented_clusters, compressed_clusters;
+};
+
+struct format;
+struct format_view;             /* an internal snapshot; NULL = the active disk */
+
+struct format_ops {
+  const char *name;
+  bool has_backing;
+  bool grows;                   /* the storage must be able to grow */
+  const struct format_option *create_options;   /* ends with a NULL name */
+
+  /* How sure is it that BUF (the first LEN bytes of an object of SIZE bytes)
+   * begins an image of this format: 0 = no, 100 = sure.  Raw says 1.
+   */
+  int (*probe) (const uint8_t *buf, size_t len, uint64_t size);
+
+  /* Make an empty image on ST, which is empty or may be overwritten, and leave
+   * it durable.  The file is not an image until the header is written, last.
+   */
+  int (*create) (struct storage *st, const struct format_create_options *,
+                 struct error *);
+
+  /* Read the header and fill NEEDS.  ST is borrowed until close. */
+  struct format *(*open) (struct storage *st,
+                          const struct format_open_options *,
+                          struct format_needs *, struct error *);
+
+  /* The needs are met: DATA_FILE (borrowed) or NULL; HAS_BACKING false when
+   * the image has no backing file or it is not followed.  After this map works.
+   */
+  int (*activate) (struct format *, struct storage *data_file,
+                   bool has_backing, struct error *);
+
+  /* An image that was opened to be writable gets its first writer: what must
+   * stand on disk before the first write (dirty, in-use, autoclear) is written
+   * and durable.  Called once, under the gate.
+   */
+  int (*begin_write) (struct format *, struct error *);
+
+  /* Clean shutdown: everything written out and durable, dirty marks cleared.
+   * On an error the object is still freed; what was flushed before is safe.
+   */
+  int (*close) (struct format *, struct error *);
+
+  struct format_view *(*open_view) (struct format *, const char *snapshot,
+                                    uint64_t *size, struct error *);
+  void (*close_view) (struct format *, struct format_view *);
+
+  /* What is at GUEST?  Answers for 1..LENGTH bytes. */
+  int (*map) (struct format *, struct format_view *, uint64_t guest,
+              uint64_t length, struct mapping *, struct error *);
+
+  /* Find host space for [guest, guest+length), which is cow_size aligned (or
+   * ends at the virtual size).  The answer P begins at or before GUEST and may
+   * be widened to whole clusters, or end before the range does; it always
+   * covers the first byte.  No guest sees the space before link.
+   */
+  int (*reserve) (struct format *, uint64_t guest, uint64_t length,
+                  struct placement *p, struct error *);
+  int (*reserve_packed) (struct format *, uint64_t guest, uint64_t packed_length,
+                         struct placement *p, struct error *);
+  /* The data are written: make P what the guest reads; what was there before
+   * is freed.  On failure the old mapping holds and the caller abandons.
+   */
+  int (*link) (struct format *, const struct placement *p, struct error *);
+  void (*abandon) (struct format *, const struct placement *p);
+
+  /* Drop the mapping of [guest, guest+length): cow_size aligned, or to the end
+   * of the disk.  DONE = bytes from GUEST that were changed; 0 = the format
+   * cannot say it here, the core then writes zeroes (or, for a trim, nothing).
+   */
+  int (*unmap) (struct format *, uint64_t guest, uint64_t length,
+                enum unmap_how how, uint64_t *done, struct error *);
+
+  /* All that completed before, guest data included, is durable. */
+  int (*flush) (struct format *, struct error *);
+
+  /* Is any metadata not on disk yet?  (FUA writes in place skip the flush.) */
+  bool (*metadata_dirty) (struct format *);
+
+  int (*resize) (struct format *, uint64_t size, struct error *);
+
+  int (*check) (struct format *, const struct format_check_options *,
+                struct format_check_result *, struct error *);
+
+  /* Put the members of "format-specific" "data" into OUT, in the order in which
+   * qemu-img prints them; NULL = the format has none.
+   */
+  int (*info) (struct format *, json_t *out, struct error *);
+  int (*snapshots) (struct format *, struct format_snapshot **, size_t *nr,
+                    struct error *);
+};
+
+/* The base of every open format; a driver's struct has it as first member. */
+struct format {
+  const struct format_ops *ops;
+  struct storage *storage;      /* borrowed */
+  struct storage *data_file;    /* borrowed, NULL = none */
+  struct format_info info;
+  bool dirty_flag, corrupt_flag;        /* the header's bits, for info */
+  bool encrypted;
+};
+
+/* registry.c: all formats, raw last. */
+extern const struct format_ops *const formats[];        /* NULL at the end */
+extern const struct format_ops *format_by_name (const char *name);
+
+/* The best probe; never NULL, raw when nothing is known.  FOREIGN is set to the
+ * name of a format that we recognise and do not have ("vmdk"), else NULL.
+ */
+extern const struct format_ops *format_probe (const uint8_t *buf, size_t len,
+                                              uint64_t size,
+                                              const char **foreign);
+enum { FORMAT_PROBE_SIZE = 2048 };
+
+extern const struct format_ops format_raw;
+extern const struct format_ops format_qcow2;
+
+#endif /* NBDIMG_FORMAT_H */

@@ -1,0 +1,448 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* qcow2, versions 2 and 3: everything that the files of this folder share.
+ *
+ * Specification: QEMU's docs/interop/qcow2; field names are taken from there.
+ *
+ *   header.c    header, extensions, feature bits; open, activate, begin_write
+ *   table.c     cache of table slices (L1, L2, refcount table and blocks)
+ *   map.c       guest -> host
+ *   place.c     reserve, link, abandon, unmap
+ *   refcount.c  refcounts, allocation, growth of the refcount table
+ *   epoch.c     write-back in order, flush, quarantine, close
+ *   create.c check.c snapshot.c info.c
+ *
+ * How metadata get to the disk.  Changes collect in the table cache.  An epoch
+ * (epoch.c) writes them out:
+ *
+ *   P1  refcount blocks              barrier (covers guest data too)
+ *   P1b refcount table, if changed   barrier
+ *   P2  L2 and L1                    barrier
+ *   P3  what was freed before P2 leaves the quarantine: holes are punched,
+ *       then its refcounts drop (in the cache: the next epoch writes them)
+ *
+ * A new L2 table or refcount block is written (zeroed, or copied) when it is
+ * allocated, so that P1's barrier covers it too.  Hence, at any moment:
+ *   - whatever a table on disk points to is complete on disk, with a refcount
+ *     on disk that is not too small;
+ *   - what the disk still refers to is neither overwritten nor punched.
+ * A crash leaves at most leaked clusters.  Refcounts never lag behind, so the
+ * dirty bit is never needed, not with lazy_refcounts either; a dirty image
+ * that another program left is mended before the first write.
+ *
+ * Locking: one mutex guards all fields in the group "guarded by mutex" and the
+ * cache.  It is never held during a storage read or flush: a function that
+ * must read drops it, and its caller looks everything up again (table_get
+ * returns 0).  Functions called xxx_locked need it.
+ */
+
+#ifndef NBDIMG_QCOW2_H
+#define NBDIMG_QCOW2_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/bytes.h"
+#include "common/error.h"
+#include "common/lock.h"
+#include "formats/format.h"
+
+/* ---- on disk ---- */
+
+#define QCOW2_MAGIC UINT32_C (0x514649fb)       /* "QFI\xfb" */
+
+/* Offsets of header fields. */
+enum {
+  H_MAGIC = 0,
+  H_VERSION = 4,
+  H_BACKING_FILE_OFFSET = 8,
+  H_BACKING_FILE_SIZE = 16,
+  H_CLUSTER_BITS = 20,
+  H_SIZE = 24,
+  H_CRYPT_METHOD = 32,
+  H_L1_SIZE = 36,
+  H_L1_TABLE_OFFSET = 40,
+  H_REFCOUNT_TABLE_OFFSET = 48,
+  H_REFCOUNT_TABLE_CLUSTERS = 56,
+  H_NB_SNAPSHOTS = 60,
+  H_SNAPSHOTS_OFFSET = 64,
+  H_INCOMPATIBLE_FEATURES = 72,
+  H_COMPATIBLE_FEATURES = 80,
+  H_AUTOCLEAR_FEATURES = 88,
+  H_REFCOUNT_ORDER = 96,
+  H_HEADER_LENGTH = 100,
+  H_COMPRESSION_TYPE = 104,
+  H_V2_LENGTH = 72,
+  H_V3_LENGTH = 104,            /* without compression_type */
+  H_OUR_LENGTH = 112,           /* what we write */
+};
+
+#define INCOMPAT_DIRTY (UINT64_C (1) << 0)
+#define INCOMPAT_CORRUPT (UINT64_C (1) << 1)
+#define INCOMPAT_DATA_FILE (UINT64_C (1) << 2)
+#define INCOMPAT_COMPRESSION (UINT64_C (1) << 3)
+#define INCOMPAT_EXTENDED_L2 (UINT64_C (1) << 4)
+#define INCOMPAT_KNOWN UINT64_C (0x1f)
+#define COMPAT_LAZY_REFCOUNTS (UINT64_C (1) << 0)
+#define AUTOCLEAR_BITMAPS (UINT64_C (1) << 0)
+#define AUTOCLEAR_DATA_FILE_RAW (UINT64_C (1) << 1)
+
+enum {
+  EXT_END = 0,
+  EXT_FEATURE_NAMES = 0x6803f857,
+  EXT_BITMAPS = 0x23852875,
+  EXT_CRYPTO = 0x0537be77,
+  EXT_DATA_FILE = 0x44415441,
+};
+#define EXT_BACKING_FORMAT UINT32_C (0xe2792aca)
+
+/* Table entries. */
+#define ENTRY_OFFSET_MASK UINT64_C (0x00fffffffffffe00)
+#define ENTRY_COPIED (UINT64_C (1) << 63)
+#define L2_COMPRESSED (UINT64_C (1) << 62)
+#define L2_ZERO UINT64_C (1)            /* version 3, without extended L2 */
+#define L1_RESERVED UINT64_C (0x7f000000000001ff)
+#define L2_RESERVED UINT64_C (0x3f000000000001fe)
+#define REFTABLE_RESERVED UINT64_C (0x1ff)
+
+/* Limits, the same as QEMU's (create and open). */
+enum {
+  MIN_CLUSTER_BITS = 9,
+  MAX_CLUSTER_BITS = 21,
+  MIN_EXTENDED_CLUSTER_BITS = 14,
+  MAX_BACKING_NAME = 1023,
+  MAX_SNAPSHOTS = 65536,
+  MAX_SNAPSHOT_EXTRA = 1024,
+  SUBCLUSTERS = 32,             /* of a cluster with extended L2 */
+};
+#define MAX_L1_BYTES (32 * MiB)
+#define MAX_REFTABLE_BYTES (8 * MiB)
+#define MAX_SNAPSHOT_TABLE_BYTES (64 * MiB)
+
+/* ---- table cache (table.c) ---- */
+
+enum slice_kind {
+  SLICE_L1, SLICE_L2, SLICE_REFTABLE, SLICE_REFBLOCK,
+};
+enum { NR_SLICE_KINDS = 4 };
+
+/* min (4 KiB, cluster) of a table, as it stands on disk (big endian). */
+struct slice {
+  uint64_t host;                /* its place in the image, slice aligned */
+  enum slice_kind kind;
+  bool loading;                 /* being read: wait for cache.changed */
+  bool dirty;                   /* must be written by the next epoch */
+  bool writing;                 /* a running epoch holds a copy of it */
+  unsigned pins;
+  struct slice *hash_next;
+  struct slice *lru_prev, *lru_next;
+  uint8_t *data;
+};
+
+struct table_cache {
+  uint32_t slice_size;          /* fixed after open */
+  size_t max_slices;            /* fixed after open */
+  size_t nr_buckets;            /* fixed after open; power of 2 */
+  /* guarded by qcow2.mutex: */
+  struct slice **buckets;
+  struct slice *lru_first, *lru_last;   /* first = least recently used */
+  size_t nr_slices;
+  size_t nr_dirty[NR_SLICE_KINDS];
+  unsigned free_tokens;         /* operations that may still start to load */
+  pthread_cond_t changed;       /* a load or an epoch ended, a token is free */
+};
+
+/* One operation's claim on the cache; table_op_end gives it back.  At most
+ * TABLE_OP_PINS slices that it had to load stay pinned until then, so that
+ * they are still there when the operation starts over.
+ */
+enum { TABLE_OP_PINS = 4 };
+struct table_op {
+  struct slice *pinned[TABLE_OP_PINS];
+  unsigned nr_pinned, next;
+  bool token;
+};
+#define TABLE_OP_INIT { .nr_pinned = 0 }
+
+/* ---- freed clusters ---- */
+
+struct freed {
+  uint64_t host;                /* cluster aligned */
+  uint64_t nr;                  /* clusters; each loses one reference */
+};
+struct freed_list {
+  struct freed *items;          /* owned */
+  size_t nr, alloc;
+  uint64_t clusters;            /* sum of nr */
+};
+
+/* ---- an open image ---- */
+
+struct qcow2 {
+  struct format format;         /* base; must be first */
+
+  /* fixed after open */
+  unsigned version;             /* 2 or 3 */
+  unsigned cluster_bits;
+  uint64_t cluster_size;        /* bytes */
+  unsigned refcount_order;      /* refcount_bits = 1 << refcount_order */
+  unsigned refblock_bits;       /* log2 of the entries of a refcount block */
+  unsigned l2_bits;             /* log2 of the entries of an L2 table */
+  unsigned l2_entry_size;       /* 8, or 16 with extended L2 */
+  uint64_t subcluster_size;     /* = cluster_size without extended L2 */
+  bool extended_l2;
+  bool data_file_raw;
+  bool discard;                 /* punch freed clusters */
+  bool writable;                /* opened so that begin_write may come */
+  bool for_check;               /* opened by check: dirty and corrupt allowed */
+  enum codec codec;             /* compression_type */
+  uint32_t header_length;
+  uint32_t crypt_method;
+  char *backing_format;         /* owned; NULL = not recorded */
+  uint32_t nb_bitmaps;          /* of the bitmaps extension, 0 = none */
+  uint64_t bitmap_directory_offset, bitmap_directory_size;
+  bool has_backing;             /* after activate: unallocated is not zero */
+
+  struct mutex mutex;
+
+  /* guarded by mutex */
+  uint64_t incompatible_features;
+  uint64_t compatible_features;
+  uint64_t autoclear_features;
+  uint64_t l1_table_offset;
+  uint32_t l1_size;             /* entries */
+  uint64_t refcount_table_offset;
+  uint32_t refcount_table_clusters;
+  uint32_t nb_snapshots;
+  uint64_t snapshots_offset, snapshots_length;  /* bytes of the table */
+  bool writing;                 /* begin_write was done */
+  struct table_cache cache;
+
+  /* allocation (refcount.c), guarded by mutex */
+  uint64_t free_cursor;         /* cluster index from which to search */
+  uint64_t end;                 /* bytes; all allocated clusters lie before */
+  uint64_t fresh_from;          /* bytes; what lies behind was never written
+                                   and reads as zeroes; UINT64_MAX = unknown */
+  bool growing;                 /* a refcount block or table is being added */
+  struct freed_list known_free; /* released clusters, looked at first */
+  uint64_t pack_offset;         /* next byte for a compressed stream; 0 = the
+                                   next stream begins a new cluster */
+
+  /* write-back (epoch.c), guarded by mutex */
+  bool epoch_running;
+  uint64_t epochs_started, epochs_done;
+  struct freed_list quarantine; /* dropped, but the disk still refers to it */
+  struct freed_list released;   /* the disk does not: refcounts may drop */
+  bool releasing;
+};
+
+/* An internal snapshot, read-only. */
+struct format_view {
+  uint64_t l1_table_offset;
+  uint32_t l1_size;             /* entries */
+  uint64_t size;                /* virtual, bytes */
+};
+
+static inline struct qcow2 *
+to_qcow2 (struct format *f)
+{
+  return (struct qcow2 *) f;
+}
+
+/* ---- header.c ---- */
+extern int qcow2_probe (const uint8_t *buf, size_t len, uint64_t size);
+extern struct format *qcow2_open (struct storage *st,
+                                  const struct format_open_options *opts,
+                                  struct format_needs *needs,
+                                  struct error *e);
+extern int qcow2_activate (struct format *f, struct storage *data_file,
+                           bool has_backing, struct error *e);
+extern int qcow2_begin_write (struct format *f, struct error *e);
+extern void qcow2_free (struct qcow2 *q);
+
+/* Write LEN bytes of the header at OFFSET (within one 512-byte sector, so that
+ * they cannot be torn).  No barrier.
+ */
+extern int qcow2_write_header (struct qcow2 *q, uint64_t offset,
+                               const void *buf, size_t len, struct error *e);
+
+/* The image contradicts itself: set the corrupt bit (if it is being written
+ * to), so that nobody writes to it before it is repaired, and fail with EIO and
+ * the text.  Returns -1.
+ */
+extern int qcow2_corrupt_locked (struct qcow2 *q, struct error *e,
+                                 const char *fmt, ...)
+  REQUIRES (q->mutex) __attribute__ ((format (printf, 3, 4)));
+
+/* ---- table.c ---- */
+extern int table_cache_init (struct qcow2 *q, uint64_t bytes,
+                             struct error *e);
+extern void table_cache_free (struct qcow2 *q);
+
+/* The slice that holds byte HOST of the image.  1 = *S is it, valid until the
+ * mutex is dropped; 0 = the mutex was dropped meanwhile: start over; -1.
+ */
+extern int table_get_locked (struct qcow2 *q, struct table_op *op,
+                             enum slice_kind kind, uint64_t host,
+                             struct slice **s, struct error *e)
+  REQUIRES (q->mutex);
+extern void table_op_end_locked (struct qcow2 *q, struct table_op *op)
+  REQUIRES (q->mutex);
+
+/* Room for NR more dirty slices?  1 = yes; 0 = an epoch was run and the mutex
+ * dropped: start over; -1.
+ */
+extern int table_make_room_locked (struct qcow2 *q, size_t nr,
+                                   struct error *e) REQUIRES (q->mutex);
+extern void table_dirty_locked (struct qcow2 *q, struct slice *s)
+  REQUIRES (q->mutex);
+
+/* Forget what is cached of [host, host+length): the table there is gone. */
+extern void table_drop_locked (struct qcow2 *q, uint64_t host,
+                               uint64_t length) REQUIRES (q->mutex);
+
+/* Is a slice of a table inside [host, host+length) cached?  Cheap. */
+extern bool table_cached_locked (struct qcow2 *q, uint64_t host,
+                                 uint64_t length) REQUIRES (q->mutex);
+
+static inline uint8_t *
+slice_at (const struct qcow2 *q, struct slice *s, uint64_t host)
+{
+  return s->data + (host & (q->cache.slice_size - 1));
+}
+
+/* ---- map.c ---- */
+
+/* What one L2 entry (and its extended part) says. */
+struct l2_entry {
+  uint64_t entry;               /* as on disk, host order */
+  uint64_t bitmap;              /* extended L2: zero << 32 | allocated */
+};
+
+extern int qcow2_map (struct format *f, struct format_view *view,
+                      uint64_t guest, uint64_t length, struct mapping *m,
+                      struct error *e);
+
+/* Where the L2 table for GUEST lies.  *L2 = 0: there is none.  *OWNED: it is
+ * ours alone (COPIED), so it may be changed in place.  1, 0, -1 as table_get.
+ */
+extern int qcow2_find_l2_locked (struct qcow2 *q, struct table_op *op,
+                                 struct format_view *view, uint64_t guest,
+                                 uint64_t *l2, bool *owned, struct error *e)
+  REQUIRES (q->mutex);
+
+/* Byte offset of GUEST's entry in the L2 table at L2. */
+static inline uint64_t
+l2_entry_host (const struct qcow2 *q, uint64_t l2, uint64_t guest)
+{
+  uint64_t index = (guest >> q->cluster_bits)
+    & ((UINT64_C (1) << q->l2_bits) - 1);
+
+  return l2 + index * q->l2_entry_size;
+}
+
+extern struct l2_entry l2_entry_get (const struct qcow2 *q, const uint8_t *p);
+extern void l2_entry_put (const struct qcow2 *q, uint8_t *p,
+                          struct l2_entry v);
+
+/* The compressed stream that ENTRY describes. */
+extern void qcow2_packed_range (const struct qcow2 *q, uint64_t entry,
+                                uint64_t *host, uint64_t *length);
+
+/* ---- place.c ---- */
+extern int qcow2_reserve (struct format *f, uint64_t guest, uint64_t length,
+                          struct placement *p, struct error *e);
+extern int qcow2_reserve_packed (struct format *f, uint64_t guest,
+                                 uint64_t packed_length, struct placement *p,
+                                 struct error *e);
+extern int qcow2_link (struct format *f, const struct placement *p,
+                       struct error *e);
+extern void qcow2_abandon (struct format *f, const struct placement *p);
+extern int qcow2_unmap (struct format *f, uint64_t guest, uint64_t length,
+                        enum unmap_how how, uint64_t *done, struct error *e);
+
+/* ---- refcount.c ---- */
+extern uint64_t refcount_get (const uint8_t *block, uint64_t index,
+                              unsigned refcount_order);
+extern void refcount_set (uint8_t *block, uint64_t index,
+                          unsigned refcount_order, uint64_t value);
+
+/* The largest refcount that the image's width can hold. */
+static inline uint64_t
+refcount_max (const struct qcow2 *q)
+{
+  return q->refcount_order == 6 ? UINT64_MAX
+    : (UINT64_C (1) << (1U << q->refcount_order)) - 1;
+}
+
+/* Allocate 1..NR clusters that lie side by side, with refcount 1.  FRESH: they
+ * read as zeroes and were never used.  1 = done; 0 = start over; -1.
+ */
+extern int qcow2_alloc_locked (struct qcow2 *q, struct table_op *op,
+                               uint64_t nr, uint64_t *host, uint64_t *got,
+                               bool *fresh, struct error *e)
+  REQUIRES (q->mutex);
+
+/* Refcount of one cluster (0 where no block says).  1, 0, -1. */
+extern int qcow2_refcount_locked (struct qcow2 *q, struct table_op *op,
+                                  uint64_t cluster, uint64_t *refcount,
+                                  struct error *e) REQUIRES (q->mutex);
+
+/* Add DELTA (1 or -1) to the refcount of one cluster.  1, 0, -1. */
+extern int qcow2_add_refcount_locked (struct qcow2 *q, struct table_op *op,
+                                      uint64_t cluster, int delta,
+                                      struct error *e) REQUIRES (q->mutex);
+
+/* Would a write to [host, host+length) hit metadata?  NULL, or its name. */
+extern const char *qcow2_overlap_locked (struct qcow2 *q, uint64_t host,
+                                         uint64_t length)
+  REQUIRES (q->mutex);
+
+/* ---- epoch.c ---- */
+
+/* NR clusters from HOST lose one reference, once the tables that dropped them
+ * are on disk.  Memory for the list that cannot be had leaks the clusters.
+ */
+extern void qcow2_free_locked (struct qcow2 *q, uint64_t host, uint64_t nr)
+  REQUIRES (q->mutex);
+
+/* Write everything that is dirty now; drops the mutex. */
+extern int qcow2_epoch_locked (struct qcow2 *q, struct error *e)
+  REQUIRES (q->mutex);
+extern void qcow2_release_locked (struct qcow2 *q) REQUIRES (q->mutex);
+extern int qcow2_flush (struct format *f, struct error *e);
+extern bool qcow2_metadata_dirty (struct format *f);
+extern int qcow2_close (struct format *f, struct error *e);
+
+extern void freed_list_add (struct freed_list *l, uint64_t host, uint64_t nr,
+                            uint64_t cluster_size);
+extern void freed_list_clear (struct freed_list *l);
+
+/* ---- create.c, check.c, snapshot.c, info.c ---- */
+extern const struct format_option qcow2_create_options[];
+extern int qcow2_create (struct storage *st,
+                         const struct format_create_options *opts,
+                         struct error *e);
+extern int qcow2_check (struct format *f,
+                        const struct format_check_options *opts,
+                        struct format_check_result *result, struct error *e);
+
+/* An image with the dirty bit gets its first writer: set all refcounts to what
+ * the tables say, durable, then clear the bit.  Called by begin_write before
+ * anything else is written; no other call is inside.
+ */
+extern int qcow2_mend_dirty (struct qcow2 *q, struct error *e);
+extern int qcow2_info (struct format *f, json_t *out, struct error *e);
+extern int qcow2_snapshots (struct format *f, struct format_snapshot **list,
+                            size_t *nr, struct error *e);
+
+/* Check the snapshot table (open does it) and find its length in bytes. */
+extern int qcow2_snapshots_check (struct qcow2 *q, struct error *e);
+extern struct format_view *qcow2_open_view (struct format *f,
+                                            const char *snapshot,
+                                            uint64_t *size, struct error *e);
+extern void qcow2_close_view (struct format *f, struct format_view *view);
+
+#endif /* NBDIMG_QCOW2_H */

@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* Images: a chain of formats over storages, as one disk; the contract of this
+ * folder.
+ *
+ * Invariants (I1-I9; those of a format's metadata stand in its own header):
+ *
+ * I1 A mapping that was looked up under a range lock stays true until the lock
+ *    is dropped.  Reads and in-place writes hold their guest range SHARED;
+ *    whatever changes a mapping, or reads, modifies and writes, holds it
+ *    EXCLUSIVE, rounded out to clusters.
+ * I2 Drivers never touch guest data; the core (io.c) never touches metadata.
+ * I3 No driver mutex is held during a storage read or flush.
+ * I4 Data and refcounts reach the disk before the entry that points there.
+ * I5 A freed cluster is reused only after the table that dropped it is on disk.
+ * I6 No number from disk is used before it is checked.
+ * I7 Structural operations run under the gate's exclusive side, for a time that
+ *    metadata bound and guest data do not.
+ * I8 A file named inside an image is opened only through policy.c.
+ * I9 One storage object per (device, inode) in a chain.
+ *
+ * Lock order: gate (top image first) -> range (top first) -> format mutex ->
+ * storage.  Never wait for a gate or a range with a format mutex held.
+ */
+
+#ifndef NBDIMG_IMAGE_H
+#define NBDIMG_IMAGE_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <jansson.h>
+
+#include "common/error.h"
+#include "formats/format.h"
+#include "image/range_lock.h"
+#include "storage/storage.h"
+
+/* ---- names (name.c) ----
+ *
+ * What the user may write is turned into one tree of options, QEMU's -blockdev
+ * form: {"driver": "qcow2", "file": {"driver": "file", "filename": "a.img"}}.
+ * A tree without a format driver at its top ({"driver": "file", ...}, or "nbd")
+ * is probed.  A server that runs for the purpose is
+ * {"driver": "nbd", "command": ["nbdkit", "curl", "https://..."]}.
+ */
+
+/* Parse a name that the user gave: a path ("file:" optional), an NBD URI or an
+ * older nbd: form, json:{...}, a JSON array of strings (a command: the tool
+ * turns "[ command args ]" into it), http, https, ftp, ssh URLs.
+ * FORMAT: -f, or NULL = probe.  Returns owned.
+ */
+extern json_t *image_name_parse (const char *name, const char *format,
+                                 struct error *e);
+
+/* --image-opts: key=value,key.sub=value ("," is doubled).  Returns owned. */
+extern json_t *image_opts_parse (const char *opts, struct error *e);
+
+/* Resolve a name found inside the image PARENT (relative names are relative to
+ * the parent's file) into an absolute or plain name, as info's "full backing
+ * filename" shows it.  Returns owned, NULL when out of memory.
+ */
+extern char *image_name_resolve (const char *parent, const char *name);
+
+/* ---- open ---- */
+
+enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
+
+struct image_open_options {
+  bool writable;
+  bool writable_if_permitted;   /* plugin: open read-write where the file lets
+                                   us, with read locks, until begin_write */
+  bool no_backing;              /* do not open the backing chain */
+  bool info_only;               /* open no other file, no locks beyond
+                                   consistent read, no data file */
+  bool check;                   /* tolerate dirty and corrupt images */
+  bool force_share;             /* -U */
+  bool share;                   /* share=on: let other writers in */
+  bool untrusted;               /* the closed profile of the open policy */
+  bool discard;                 /* discard=unmap */
+  enum detect_zeroes detect_zeroes;
+  enum cache_mode cache;        /* of the image and its data file */
+  enum cache_mode backing_cache;
+  const char *snapshot;         /* id or name of an internal snapshot: the
+                                   image is then read-only; NULL = the disk */
+  uint64_t cache_size;          /* metadata cache of the whole chain, bytes;
+                                   0 = 16 MiB */
+  unsigned nbd_connections;     /* 0 = choose */
+};
+
+struct gate {                   /* rwlock that does not starve its writer */
+  pthread_rwlock_t lock;
+};
+
+struct image {
+  /* fixed after open */
+  char *name;                   /* as info shows it; owned */
+  char *backing_name;           /* as it stands in the image; NULL = none */
+  char *backing_format_name;    /* as recorded; NULL = not recorded */
+  char *data_file_name;         /* as it stands in the image; NULL = none */
+  struct storage *storage;      /* owned */
+  struct storage *data_file;    /* owned; NULL = none */
+  struct format *format;        /* owned */
+  struct format_view *view;     /* an internal snapshot; NULL = the disk */
+  struct image *backing;        /* owned; NULL = none, or not followed */
+  struct image_open_options options;
+  bool probed;                  /* nobody named the format */
+  bool writable;                /* opened so that begin_write may be called */
+
+  /* atomic */
+  bool writing;                 /* begin_write was done */
+  uint64_t size;                /* virtual size: image_size () */
+
+  struct gate gate;
+  struct range_locks ranges;
+  struct packed_cache *packed;  /* decoded clusters; own lock (packed.c) */
+};
+
+/* Open what OPTIONS (borrowed) describes, with its chain.  With writable set
+ * the write locks are held and begin_write has been done on return.
+ */
+extern struct image *image_open (json_t *options,
+                                 const struct image_open_options *,
+                                 struct error *);
+
+/* image_name_parse and image_open in one. */
+extern struct image *image_open_name (const char *name, const char *format,
+                                      const struct image_open_options *,
+                                      struct error *);
+
+/* First writer (plugin): write locks, then what the format must mark.  May be
+ * called more than once and from any thread.
+ */
+extern int image_begin_write (struct image *im, struct error *e);
+
+/* Clean shutdown of the whole chain; NULL is allowed.  An error (the first) is
+ * told, everything is freed all the same.
+ */
+extern int image_close (struct image *im, struct error *e);
+
+static inline uint64_t
+image_size (const struct image *im)
+{
+  return __atomic_load_n (&im->size, __ATOMIC_ACQUIRE);
+}
+
+/* ---- create (create.c) ---- */
+
+/* Create FORMAT in the place that NAME means (a file is made; a device or an
+ * NBD export is overwritten).  An existing file is locked as QEMU locks it
+ * before it is truncated.  Unlinks a file that it made when it fails.
+ */
+extern int image_create (const char *name, const struct format_ops *format,
+                         const struct format_create_options *,
+                         bool force, struct error *e);
+
+/* ---- guest I/O (io.c) ----
+ *
+ * Offsets and lengths in bytes of the virtual disk, any alignment, within
+ * image_size (EINVAL, or ENOSPC for a write, beyond it).  From any thread.
+ */
+
+enum image_flags {
+  IMAGE_FUA = 1,                /* durable when the call returns */
+  IMAGE_MAY_UNMAP = 2,          /* zero: clusters may be freed */
+  IMAGE_FAST = 4,               /* zero: ENOTSUP, nothing changed, unless it is
+                                   fast */
+};
+
+extern int image_read (struct image *im, void *buf, size_t len,
+                       uint64_t offset, struct error *e);
+extern int image_write (struct image *im, const void *buf, size_t len,
+                        uint64_t offset, unsigned flags, struct error *e);
+extern int image_zero (struct image *im, uint64_t offset, uint64_t len,
+                       unsigned flags, struct error *e);
+extern int image_trim (struct image *im, uint64_t offset, uint64_t len,
+                       unsigned flags, struct error *e);
+
+/* All that was acknowledged before is durable, on every storage written to. */
+extern int image_flush (struct image *im, struct error *e);
+
+/* Write one whole cluster (or the rest of the disk) compressed; OFFSET is
+ * cluster aligned.  A cluster that does not get smaller is stored plain.
+ * ENOTSUP where the format has no compressed clusters.  The second form takes
+ * a stream that the caller has deflated already (convert -c does it on its
+ * worker threads); PACKED_LENGTH 0 = it did not get smaller, store plain.
+ */
+extern int image_write_packed (struct image *im, const void *buf, size_t len,
+                               uint64_t offset, struct error *e);
+extern int image_write_stream (struct image *im, const void *buf, size_t len,
+                               const void *stream, size_t packed_length,
+                               uint64_t offset, struct error *e);
+
+/* ---- what is where (extents.c) ---- */
+
+struct image_extent {
+  uint64_t length;              /* bytes, > 0 */
+  bool data;                    /* there are bytes to read */
+  bool zero;                    /* reads as zeroes */
+  bool present;                 /* some layer of the chain has it; false = it is
+                                   zero because no layer has it */
+  bool compressed;
+  unsigned depth;               /* 0 = the top layer */
+  const struct image *layer;    /* at that depth; borrowed */
+  bool has_host;                /* host is valid (plain, or raw, or reserved) */
+  uint64_t host;                /* offset in the layer's storage */
+};
+
+enum image_extents_flags {
+  EXTENTS_TOP_ONLY = 1,         /* do not look below the first layer: what it
+                                   does not have is !present (depth 0) */
+  EXTENTS_METADATA = 2,         /* do not ask the storage for holes (fast);
+                                   raw layers are asked all the same */
+};
+
+/* What is at OFFSET?  Answers for 1..LEN bytes. */
+extern int image_extents (struct image *im, uint64_t offset, uint64_t len,
+                          unsigned flags, struct image_extent *out,
+                          struct error *e);
+
+/* ---- structure ---- */
+
+extern int image_resize (struct image *im, uint64_t size, struct error *e);
+
+/* The frozen side of the gate, for structural operations. */
+extern void image_freeze (struct image *im);
+extern void image_thaw (struct image *im);
+
+#endif /* NBDIMG_IMAGE_H */

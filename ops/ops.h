@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* Operations: one verb, one function; the contract of this folder.
+ *
+ * An operation takes a struct of options and fills a struct with its result.
+ * It knows nothing of argv, standard output, exit codes or sockets, and keeps
+ * no state of its own, so that the command line and a server run the same code.
+ * It runs in its caller's thread; workers that it starts have ended when it
+ * returns.
+ */
+
+#ifndef NBDIMG_OPS_H
+#define NBDIMG_OPS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <jansson.h>
+
+#include "common/error.h"
+#include "image/image.h"
+
+/* Progress, cancellation and rate limit of one run. */
+struct op_ctx {
+  /* Called from any worker, with DONE never above TOTAL; may be NULL. */
+  void (*progress) (void *opaque, uint64_t done, uint64_t total);
+  /* A line for the user ("skipping unreadable ..."); may be NULL. */
+  void (*message) (void *opaque, const char *text);
+  void *opaque;
+  const bool *cancel;           /* atomic; NULL = cannot be cancelled.  An
+                                   operation then ends with ECANCELED */
+  uint64_t rate_limit;          /* bytes a second; 0 = none */
+};
+
+extern bool op_cancelled (const struct op_ctx *ctx);
+
+/* ---- info ---- */
+
+struct info_opts {
+  const char *name;             /* as the user wrote it */
+  const char *format;           /* -f, or NULL */
+  bool image_opts;
+  bool force_share;
+  bool backing_chain;
+  bool untrusted;
+};
+
+/* RESULT: an array with one object for each image, with the keys of
+ * qemu-img info --output=json; owned by the caller.
+ */
+extern int op_info (const struct info_opts *opts, json_t **result,
+                    struct op_ctx *ctx, struct error *e);
+
+/* ---- map ---- */
+
+struct map_opts {
+  uint64_t start;               /* bytes */
+  uint64_t length;              /* bytes; UINT64_MAX = to the end */
+};
+struct map_entry {
+  uint64_t start;
+  struct image_extent extent;   /* length merged as far as it is alike */
+};
+/* Calls EMIT for each entry, in order; EMIT returns -1 to stop. */
+extern int op_map (struct image *im, const struct map_opts *opts,
+                   int (*emit) (void *opaque, const struct map_entry *,
+                                struct error *),
+                   void *opaque, struct op_ctx *ctx, struct error *e);
+
+/* ---- create ---- */
+
+struct create_opts {
+  const char *name;
+  const char *format;           /* "raw" by default */
+  const char *options;          /* -o, key=value,..., or NULL */
+  const char *backing_file;     /* -b, or NULL */
+  const char *backing_format;   /* -F, or NULL */
+  bool has_size;
+  uint64_t size;                /* bytes */
+  bool no_open_backing;         /* -u */
+};
+struct create_result {
+  json_t *options;              /* all options as they were used, for the
+                                   "Formatting ..." line; owned */
+};
+extern int op_create (const struct create_opts *opts,
+                      struct create_result *result, struct op_ctx *ctx,
+                      struct error *e);
+
+/* Parse -o key=value,key=value ("," doubled) against the table of FORMAT into
+ * an object of strings; unknown and not yet built options are refused by name.
+ * Returns owned.
+ */
+extern json_t *op_format_options (const struct format_ops *format,
+                                  const char *text, struct error *e);
+
+/* ---- check ---- */
+
+struct check_result {
+  struct format_check_result format;
+  bool supported;               /* false: the format has no check */
+};
+struct check_opts {
+  void (*finding) (void *opaque, const char *text);
+  void *opaque;
+};
+extern int op_check (struct image *im, const struct check_opts *opts,
+                     struct check_result *result, struct op_ctx *ctx,
+                     struct error *e);
+
+/* ---- compare ---- */
+
+struct compare_opts {
+  bool strict;                  /* -s: sizes and allocation must be the same */
+};
+enum compare_verdict {
+  COMPARE_SAME, COMPARE_CONTENT, COMPARE_SIZE, COMPARE_ALLOCATION,
+};
+struct compare_result {
+  enum compare_verdict verdict;
+  uint64_t offset;              /* of the first difference */
+  bool size_differs;            /* a warning, unless strict */
+  bool first_is_longer;         /* for the message about the rest */
+  int read_error_in;            /* 1 or 2: which image could not be read */
+};
+extern int op_compare (struct image *a, struct image *b,
+                       const struct compare_opts *opts,
+                       struct compare_result *result, struct op_ctx *ctx,
+                       struct error *e);
+
+/* ---- convert ---- */
+
+struct convert_opts {
+  struct image **sources;       /* concatenated in this order */
+  size_t nr_sources;
+  bool target_has_backing;      /* -B: what equals the backing is not written */
+  bool target_is_zero;          /* known to read as zeroes (new, or told) */
+  bool compressed;              /* -c */
+  bool copy_offload;            /* -C, and by default where it is exact */
+  bool salvage;                 /* --salvage: unreadable sectors become zeroes */
+  bool in_order;                /* without -W on targets that need it */
+  uint64_t sparse_size;         /* -S, bytes; 0 = write all zeroes as data */
+  unsigned parallel;            /* -m, 1..16; 0 = choose */
+};
+struct convert_result {
+  uint64_t bytes_read, bytes_written, bytes_zeroed;
+};
+/* Copy the sources into TARGET, which is open for writing and large enough. */
+extern int op_convert (struct image *target, const struct convert_opts *opts,
+                       struct convert_result *result, struct op_ctx *ctx,
+                       struct error *e);
+
+#endif /* NBDIMG_OPS_H */
