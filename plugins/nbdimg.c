@@ -1,0 +1,388 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* The nbdkit plugin: nbdkit's callbacks on a server (server/server.h) with one
+ * image.  Its parameters are in params.c.  Layer: plugins.
+ *
+ * Locking: none of its own.  nbdkit calls load, config, get_ready, after_fork,
+ * cleanup and unload from one thread, everything else from many.
+ *
+ * What nbdkit 1.32 does shapes this file: -r is told to .open and not before,
+ * so .get_ready opens the image with read locks and the first writable .open
+ * takes the write locks.  Between .get_ready and .after_fork it forks and
+ * changes folder and user: names are made absolute and files are opened before.
+ * On SIGTERM with a client connected .close is not called, .cleanup is.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include "common/codec.h"
+#include "common/error.h"
+#include "common/log.h"
+#include "formats/format.h"
+#include "plugins/params.h"
+#include "server/server.h"
+
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+
+/* -D nbdimg.verbose=1, with nbdkit -v: the debug messages of all layers. */
+NBDKIT_DLL_PUBLIC int nbdimg_debug_verbose;
+
+/* Fixed from .get_ready to .unload. */
+static struct server *server;
+/* Messages before the fork go to the terminal, later ones where nbdkit logs. */
+static bool forked;
+
+static void
+sink (enum log_level level, const char *text)
+{
+  if (level == LOG_DEBUG) {
+    if (nbdimg_debug_verbose)
+      nbdkit_debug ("%s", text);
+  }
+  else if (forked)
+    nbdkit_error ("warning: %s", text);
+  else
+    fprintf (stderr, "nbdkit: nbdimg: warning: %s\n", text);
+}
+
+/* The NBD protocol has few error numbers, and nbdkit turns those it does not
+ * know into EINVAL, which says that the client did something wrong.
+ */
+static int
+error_number (int err)
+{
+  switch (err) {
+  case EPERM: case EROFS: case EIO: case ENOMEM: case EINVAL: case ENOSPC:
+  case EFBIG: case EDQUOT: case EOVERFLOW: case ENOTSUP: case ESHUTDOWN:
+#if EOPNOTSUPP != ENOTSUP
+  case EOPNOTSUPP:
+#endif
+    return err;
+  case EACCES:
+    return EPERM;
+  default:
+    return EIO;
+  }
+}
+
+/* Tell nbdkit about a request that failed.  Always -1. */
+static int
+failed (const struct error *e)
+{
+  nbdkit_error ("%s", e->text);
+  nbdkit_set_error (error_number (e->err));
+  return -1;
+}
+
+static unsigned
+image_flags_of (uint32_t flags)
+{
+  return (flags & NBDKIT_FLAG_FUA ? IMAGE_FUA : 0)
+    | (flags & NBDKIT_FLAG_MAY_TRIM ? IMAGE_MAY_UNMAP : 0)
+    | (flags & NBDKIT_FLAG_FAST_ZERO ? IMAGE_FAST : 0);
+}
+
+/* ---- from start to end ---- */
+
+static void
+nbdimg_load (void)
+{
+  log_set_sink (sink);
+}
+
+static void
+nbdimg_unload (void)
+{
+  server_free (server);
+}
+
+static void
+nbdimg_dump_plugin (void)
+{
+  static const enum codec codecs[] = { CODEC_DEFLATE, CODEC_ZSTD };
+
+  printf ("nbdimg_formats=");
+  for (size_t i = 0; formats[i]; ++i)
+    printf ("%s%s", i ? " " : "", formats[i]->name);
+  printf ("\nnbdimg_codecs=");
+  for (size_t i = 0; i < sizeof codecs / sizeof codecs[0]; ++i)
+    if (codec_available (codecs[i]))
+      printf ("%s%s", i ? " " : "", codec_name (codecs[i]));
+  printf ("\nnbdimg_ciphers=\n");
+}
+
+static int
+nbdimg_get_ready (void)
+{
+  struct error e = ERROR_INIT;
+  json_t *tree = NULL;
+
+  server = server_new (&e);
+  if (!server || !(tree = params_image_tree (&e))
+      || server_add (server, "", tree, params_image_options (), &e) == -1) {
+    json_decref (tree);
+    nbdkit_error ("%s", e.text);
+    return -1;
+  }
+  json_decref (tree);
+  return 0;
+}
+
+static int
+nbdimg_after_fork (void)
+{
+  forked = true;
+  return 0;
+}
+
+/* The clean shutdown stands here and not in .close.  Nobody can be told of an
+ * error but the log; what was flushed before is safe all the same.
+ */
+static void
+nbdimg_cleanup (void)
+{
+  struct error e = ERROR_INIT;
+
+  if (server && server_shutdown (server, &e) == -1)
+    nbdkit_error ("clean shutdown failed: %s", e.text);
+}
+
+/* ---- exports and connections ---- */
+
+static int
+add_export (void *exports, const char *name, const char *description)
+{
+  return nbdkit_add_export (exports, name, description);
+}
+
+static int
+nbdimg_list_exports (int readonly, int is_tls, struct nbdkit_exports *exports)
+{
+  (void) readonly;
+  (void) is_tls;
+  return server_list (server, add_export, exports);
+}
+
+static const char *
+nbdimg_default_export (int readonly, int is_tls)
+{
+  (void) readonly;
+  (void) is_tls;
+  return "";
+}
+
+static void *
+nbdimg_open (int readonly)
+{
+  const char *name = nbdkit_export_name ();
+  struct error e = ERROR_INIT;
+  struct connection *c;
+
+  if (!name)
+    return NULL;
+  c = server_connect (server, name, readonly || params_readonly (), &e);
+  if (!c)
+    failed (&e);
+  return c;
+}
+
+static void
+nbdimg_close (void *handle)
+{
+  server_disconnect (handle);
+}
+
+static const char *
+nbdimg_export_description (void *handle)
+{
+  return connection_description (handle);
+}
+
+static int64_t
+nbdimg_get_size (void *handle)
+{
+  return (int64_t) connection_size (handle);
+}
+
+static int
+nbdimg_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
+                   uint32_t *maximum)
+{
+  (void) handle;
+  *minimum = 1;
+  *preferred = 4096;
+  *maximum = 32 << 20;
+  return 0;
+}
+
+static int
+nbdimg_can_write (void *handle)
+{
+  return connection_writable (handle);
+}
+
+static int
+nbdimg_true (void *handle)
+{
+  (void) handle;
+  return 1;
+}
+
+static int
+nbdimg_can_fua (void *handle)
+{
+  (void) handle;
+  return NBDKIT_FUA_NATIVE;
+}
+
+/* A read brings the range into the page cache, and that is all there is. */
+static int
+nbdimg_can_cache (void *handle)
+{
+  (void) handle;
+  return NBDKIT_CACHE_EMULATE;
+}
+
+/* ---- requests ---- */
+
+static int
+nbdimg_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
+              uint32_t flags)
+{
+  struct error e = ERROR_INIT;
+
+  (void) flags;
+  if (connection_read (handle, buf, count, offset, &e) == -1)
+    return failed (&e);
+  return 0;
+}
+
+static int
+nbdimg_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset,
+               uint32_t flags)
+{
+  struct error e = ERROR_INIT;
+
+  if (connection_write (handle, buf, count, offset, image_flags_of (flags), &e)
+      == -1)
+    return failed (&e);
+  return 0;
+}
+
+/* A fast zero that would not be fast is an answer, not an error to log: a
+ * client may ask for every block of a disk.
+ */
+static int
+nbdimg_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  struct error e = ERROR_INIT;
+
+  if (connection_zero (handle, offset, count, image_flags_of (flags), &e)
+      == 0)
+    return 0;
+  if ((flags & NBDKIT_FLAG_FAST_ZERO)
+      && (e.err == ENOTSUP || e.err == EOPNOTSUPP)) {
+    nbdkit_debug ("%s", e.text);
+    nbdkit_set_error (EOPNOTSUPP);
+    return -1;
+  }
+  return failed (&e);
+}
+
+static int
+nbdimg_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  struct error e = ERROR_INIT;
+
+  if (connection_trim (handle, offset, count, image_flags_of (flags), &e)
+      == -1)
+    return failed (&e);
+  return 0;
+}
+
+static int
+nbdimg_flush (void *handle, uint32_t flags)
+{
+  struct error e = ERROR_INIT;
+
+  (void) flags;
+  if (connection_flush (handle, &e) == -1)
+    return failed (&e);
+  return 0;
+}
+
+/* As qemu-nbd says it: what has no bytes to read is a hole. */
+static int
+add_extent (void *extents, uint64_t offset, uint64_t length, bool data,
+            bool zero, struct error *e)
+{
+  uint32_t type = (data ? 0 : NBDKIT_EXTENT_HOLE)
+    | (zero ? NBDKIT_EXTENT_ZERO : 0);
+
+  if (nbdkit_add_extent (extents, offset, length, type) == -1)
+    return error_errno (e, errno, "block status");
+  return 0;
+}
+
+static int
+nbdimg_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
+                struct nbdkit_extents *extents)
+{
+  struct error e = ERROR_INIT;
+
+  if (connection_extents (handle, offset, count, flags & NBDKIT_FLAG_REQ_ONE,
+                          add_extent, extents, &e) == -1)
+    return failed (&e);
+  return 0;
+}
+
+static struct nbdkit_plugin plugin = {
+  .name               = "nbdimg",
+  .longname           = "nbdkit disk image plugin",
+  .version            = PACKAGE_VERSION,
+  .description        = "Serves disk images, read-write.",
+  .load               = nbdimg_load,
+  .unload             = nbdimg_unload,
+  .dump_plugin        = nbdimg_dump_plugin,
+  .config             = params_set,
+  .config_complete    = params_check,
+  .config_help        = PARAMS_HELP,
+  .magic_config_key   = "file",
+  .get_ready          = nbdimg_get_ready,
+  .after_fork         = nbdimg_after_fork,
+  .cleanup            = nbdimg_cleanup,
+  .list_exports       = nbdimg_list_exports,
+  .default_export     = nbdimg_default_export,
+  .open               = nbdimg_open,
+  .close              = nbdimg_close,
+  .export_description = nbdimg_export_description,
+  .get_size           = nbdimg_get_size,
+  .block_size         = nbdimg_block_size,
+  .can_write          = nbdimg_can_write,
+  .can_flush          = nbdimg_true,
+  .can_trim           = nbdimg_true,
+  .can_zero           = nbdimg_true,
+  .can_fast_zero      = nbdimg_true,
+  .can_extents        = nbdimg_true,
+  .can_fua            = nbdimg_can_fua,
+  .can_multi_conn     = nbdimg_true,
+  .can_cache          = nbdimg_can_cache,
+  .pread              = nbdimg_pread,
+  .pwrite             = nbdimg_pwrite,
+  .zero               = nbdimg_zero,
+  .trim               = nbdimg_trim,
+  .flush              = nbdimg_flush,
+  .extents            = nbdimg_extents,
+};
+
+NBDKIT_REGISTER_PLUGIN (plugin)
