@@ -177,6 +177,11 @@ struct format_ops {
    */
   int (*probe) (const uint8_t *buf, size_t len, uint64_t size);
 
+  /* Could create do what OPTIONS say?  Called before anything is touched, so
+   * that a mistyped value costs nobody a file; data_file is not set yet.
+   */
+  int (*create_check) (const struct format_create_options *, struct error *);
+
   /* Make an empty image on ST, which is empty or may be overwritten, and leave
    * it durable.  The file is not an image until the header is written, last.
    */
@@ -267,6 +272,18 @@ struct format {
 /* registry.c: all formats, raw last. */
 extern const struct format_ops *const formats[];        /* NULL at the end */
 extern const struct format_ops *format_by_name (const char *name);
+
+/* As format_by_name; NULL = an error that says that NAME is unknown, or known
+ * and not built yet, and what to do.
+ */
+extern const struct format_ops *format_lookup (const char *name,
+                                               struct error *e);
+
+/* FILE holds the format that format_probe called FOREIGN, or was said to: the
+ * error says so, and how it can be read all the same.  Returns -1.
+ */
+extern int format_foreign_error (const char *file, const char *foreign,
+                                 struct error *e);
 
 /* The best probe; never NULL, raw when nothing is known.  FOREIGN is set to the
  * name of a format that we recognise and do not have ("vmdk"), else NULL.
