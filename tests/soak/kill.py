@@ -1,0 +1,386 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright the nbdimg developers.
+
+"""kill -9 of nbdkit under load, again and again on one image.
+
+Clients write, zero, trim and flush, and keep a ledger of what they did.  After
+each kill the image is opened again, by the plugin and by QEMU, and every sector
+must hold the value of the last flush that was acknowledged, or one that was
+written later; "qemu-img check" may find leaks and nothing else.
+
+usage: kill.py [--rounds N] [--seed N] --plugin FILE --dir FOLDER [CONFIG...]
+
+Prints one line for each round and exits with 1 at the first wrong sector.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+import nbd
+
+SECTOR = 512
+DISK = 32 << 20                 # bytes
+SECTORS = DISK // SECTOR
+CLIENTS = 4
+REPEAT = SECTOR // 16
+
+# name: (format, qemu-img create options, backing format)
+CONFIGS = {
+    "raw": ("raw", "", None),
+    "qcow2": ("qcow2", "", None),
+    "4k": ("qcow2", "cluster_size=4k", None),
+    "512": ("qcow2", "cluster_size=512,refcount_bits=1", None),
+    "v2": ("qcow2", "compat=0.10", None),
+    "backing": ("qcow2", "cluster_size=16k", "raw"),
+    "backing-v2": ("qcow2", "compat=0.10", "qcow2"),
+    "extended": ("qcow2", "extended_l2=on,cluster_size=64k", "qcow2"),
+    "data-file": ("qcow2", "data_file=%s.data", None),
+    "lazy": ("qcow2", "lazy_refcounts=on", None),
+}
+
+
+class Wrong(Exception):
+    pass
+
+
+def sector_bytes(sector, version):
+    """What a sector holds after write number VERSION; 0 is zeroes."""
+    if version == 0:
+        return bytes(SECTOR)
+    return struct.pack("<QQ", sector, version) * REPEAT
+
+
+def version_of(sector, data):
+    """The number of the write that made DATA, or None: it is torn or alien."""
+    where, version = struct.unpack_from("<QQ", data)
+    if version == 0 and where == 0:
+        return 0 if data == bytes(SECTOR) else None
+    if where != sector or data != data[:16] * REPEAT:
+        return None
+    return version
+
+
+class Ledger:
+    """For each sector, the values that it may have after a crash, oldest
+    first: [0] is the durable one, the others came after it.  An entry is
+    (clock, version): the clock of a write that was acknowledged, infinite
+    before that.
+    """
+
+    NEVER = float("inf")
+
+    def __init__(self, base):
+        self.lock = threading.Condition()
+        self.busy = set()
+        self.pending = set()    # sectors with more than one value
+        self.clock = 0
+        self.version = 1 << 32
+        self.history = [[(0, v)] for v in base]
+
+    def begin(self, start, count, zero):
+        """Reserve sectors for one client, and note a write to them."""
+        sectors = range(start, start + count)
+        with self.lock:
+            while any(s in self.busy for s in sectors):
+                self.lock.wait()
+            self.busy.update(sectors)
+            self.pending.update(sectors)
+            self.version += 1
+            version = 0 if zero else self.version
+            for s in sectors:
+                self.history[s].append((self.NEVER, version))
+            return version
+
+    def end(self, start, count, acknowledged, durable):
+        sectors = range(start, start + count)
+        with self.lock:
+            if acknowledged:
+                self.clock += 1
+                for s in sectors:
+                    version = self.history[s][-1][1]
+                    if durable:
+                        self.history[s] = [(self.clock, version)]
+                    else:
+                        self.history[s][-1] = (self.clock, version)
+            self.busy.difference_update(sectors)
+            self.lock.notify_all()
+
+    def now(self):
+        with self.lock:
+            return self.clock
+
+    def flushed(self, clock):
+        """A flush that was sent at CLOCK came back."""
+        with self.lock:
+            for s in list(self.pending):
+                h = self.history[s]
+                last = max((i for i, (c, _) in enumerate(h) if c <= clock),
+                           default=0)
+                if last:
+                    self.history[s] = h = h[last:]
+                if len(h) == 1 and s not in self.busy:
+                    self.pending.discard(s)
+
+    def trimmed(self, start, data):
+        """A trim left DATA: zeroes, or what was there."""
+        with self.lock:
+            self.clock += 1
+            for i in range(len(data) // SECTOR):
+                h = self.history[start + i]
+                got = version_of(start + i,
+                                 data[i * SECTOR:(i + 1) * SECTOR])
+                before = h[-2][1]
+                if got == before:
+                    h.pop()
+                elif got == 0:
+                    h[-1] = (self.clock, 0)
+                else:
+                    raise Wrong("sector %d reads %r after a trim, was %d"
+                                % (start + i, got, before))
+
+    def check(self, data, who):
+        """DATA is the disk after a crash.  What is there now is durable."""
+        wrong = 0
+        for s in range(SECTORS):
+            got = version_of(s, data[s * SECTOR:(s + 1) * SECTOR])
+            allowed = [v for _, v in self.history[s]]
+            if got not in allowed:
+                wrong += 1
+                if wrong <= 10:
+                    print("%s: sector %d: %s, allowed: %s"
+                          % (who, s, "torn or alien" if got is None else got,
+                             allowed), file=sys.stderr)
+        if wrong:
+            raise Wrong("%s: %d wrong sectors" % (who, wrong))
+
+    def settle(self, data):
+        for s in range(SECTORS):
+            got = version_of(s, data[s * SECTOR:(s + 1) * SECTOR])
+            self.history[s] = [(0, got)]
+        self.busy.clear()
+        self.pending.clear()
+
+
+class Server:
+    def __init__(self, args, image, fmt, readonly=False):
+        self.socket = os.path.join(args.dir, "sock")
+        if os.path.exists(self.socket):
+            os.unlink(self.socket)
+        r, w = os.pipe()
+        os.set_inheritable(w, True)
+        argv = ["nbdkit", "-f", "--exit-with-parent", "-U", self.socket,
+                "-P", "/dev/fd/%d" % w, "-t", "4"]
+        if readonly:
+            argv.append("-r")
+        argv += [args.plugin, "file=" + image, "format=" + fmt]
+        self.process = subprocess.Popen(argv, pass_fds=[w])
+        os.close(w)
+        if not os.read(r, 32):
+            raise Wrong("nbdkit did not start")
+        os.close(r)
+
+    def connect(self):
+        h = nbd.NBD()
+        h.connect_unix(self.socket)
+        return h
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self):
+        self.process.terminate()
+        if self.process.wait() != 0:
+            raise Wrong("nbdkit ended with %d" % self.process.returncode)
+
+
+def client(server, ledger, seed, stop, counts, failures):
+    rnd = random.Random(seed)
+    try:
+        h = server.connect()
+        while not stop.is_set():
+            one_request(h, ledger, rnd)
+            counts[0] += 1
+    except nbd.Error:
+        if not stop.is_set():
+            failures.append("a request failed before the kill: %s"
+                            % sys.exc_info()[1])
+    except Wrong as e:
+        failures.append(str(e))
+
+
+def one_request(h, ledger, rnd):
+    kind = rnd.choices(["write", "fua", "zero", "keep", "trim", "flush"],
+                       [50, 5, 8, 4, 8, 5])[0]
+    if kind == "flush":
+        clock = ledger.now()
+        h.flush()
+        ledger.flushed(clock)
+        return
+    count = min(rnd.choice([1, 1, 7, 8, 16, 128, 300]), SECTORS)
+    start = rnd.randrange(SECTORS - count + 1)
+    if rnd.random() < 0.5:
+        start -= start % 8
+    version = ledger.begin(start, count, kind not in ("write", "fua"))
+    acknowledged = False
+    try:
+        if kind in ("write", "fua"):
+            data = b"".join(sector_bytes(s, version)
+                            for s in range(start, start + count))
+            h.pwrite(data, start * SECTOR,
+                     nbd.CMD_FLAG_FUA if kind == "fua" else 0)
+        elif kind == "trim":
+            h.trim(count * SECTOR, start * SECTOR)
+            ledger.trimmed(start, h.pread(count * SECTOR, start * SECTOR))
+        else:
+            h.zero(count * SECTOR, start * SECTOR,
+                   nbd.CMD_FLAG_NO_HOLE if kind == "keep" else 0)
+        acknowledged = kind != "trim"
+    finally:
+        ledger.end(start, count, acknowledged, kind == "fua")
+
+
+def run(*argv, ok=(0,)):
+    p = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                       universal_newlines=True)
+    if p.returncode not in ok:
+        raise Wrong("%s: status %d: %s" % (" ".join(argv), p.returncode,
+                                           p.stdout))
+    return p.stdout
+
+
+def make_image(args, name, rnd):
+    """Returns the image, its format, and the versions that it holds."""
+    fmt, options, backing = CONFIGS[name]
+    image = os.path.join(args.dir, "disk." + fmt)
+    base = [0] * SECTORS
+    for f in os.listdir(args.dir):
+        os.unlink(os.path.join(args.dir, f))
+    argv = ["qemu-img", "create", "-q", "-f", fmt]
+    if options:
+        argv += ["-o", options.replace("%s", image)]
+    if backing:
+        raw = os.path.join(args.dir, "base.raw")
+        base = [rnd.choice([0, 0, 5]) for _ in range(SECTORS)]
+        with open(raw, "wb") as fp:
+            for s in range(SECTORS):
+                fp.write(sector_bytes(s, base[s]))
+        name = os.path.join(args.dir, "base." + backing)
+        if backing != "raw":
+            run("qemu-img", "convert", "-f", "raw", "-O", backing, raw, name)
+        argv += ["-b", name, "-F", backing]
+    run(*argv, image, str(DISK))
+    return image, fmt, base
+
+
+def read_all(h):
+    return b"".join(h.pread(1 << 20, o) for o in range(0, DISK, 1 << 20))
+
+
+def is_dirty(image):
+    info = json.loads(run("qemu-img", "info", "--output=json", image))
+    return info.get("dirty-flag", False)
+
+
+def load_until_killed(server, ledger, rnd):
+    stop = threading.Event()
+    counts = [[0] for _ in range(CLIENTS)]
+    failures = []
+    threads = [threading.Thread(target=client,
+                                args=(server, ledger, rnd.random(), stop, c,
+                                      failures))
+               for c in counts]
+    for t in threads:
+        t.start()
+    time.sleep(rnd.uniform(0.1, 0.6))   # how long the load lasts
+    stop.set()
+    server.kill()
+    for t in threads:
+        t.join()
+    if failures:
+        raise Wrong("; ".join(failures))
+    return sum(c[0] for c in counts)
+
+
+def crash(args, image, fmt, ledger, rnd):
+    """One round.  Returns what is to be told about it."""
+    nr = load_until_killed(Server(args, image, fmt), ledger, rnd)
+    note = "%d requests" % nr
+    if fmt == "qcow2":
+        if is_dirty(image):
+            note += ", dirty"
+        else:
+            out = run("qemu-img", "check", image, ok=(0, 3))
+            if "leaked" in out:
+                note += ", leaks"
+    raw = os.path.join(args.dir, "read-by-qemu")
+    run("qemu-img", "convert", "-f", fmt, "-O", "raw", image, raw)
+    with open(raw, "rb") as fp:
+        ledger.check(fp.read(), "qemu-img")
+    os.unlink(raw)
+    server = Server(args, image, fmt, readonly=True)
+    h = server.connect()
+    data = read_all(h)
+    h.shutdown()
+    server.stop()
+    ledger.check(data, "nbdimg")
+    ledger.settle(data)
+    return note
+
+
+def clean_end(args, image, fmt):
+    """After a clean shutdown nothing is left of the crashes but leaks."""
+    server = Server(args, image, fmt)
+    h = server.connect()
+    h.pwrite(bytes(SECTOR), 0)
+    h.shutdown()
+    server.stop()
+    if fmt == "qcow2":
+        if is_dirty(image):
+            raise Wrong("dirty after a clean shutdown")
+        run("qemu-img", "check", image, ok=(0, 3))
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("--rounds", type=int, default=100)
+    p.add_argument("--seed", type=int)
+    p.add_argument("--plugin", required=True)
+    p.add_argument("--dir", required=True)
+    p.add_argument("configs", nargs="*", metavar="CONFIG")
+    args = p.parse_args()
+    names = args.configs or list(CONFIGS)
+    seed = args.seed if args.seed is not None else random.randrange(1 << 31)
+    rnd = random.Random(seed)
+    per_image = max(1, -(-args.rounds // len(names)))
+    done = 0
+    try:
+        for name in names:
+            image, fmt, base = make_image(args, name, rnd)
+            ledger = Ledger(base)
+            for _ in range(min(per_image, args.rounds - done)):
+                done += 1
+                note = crash(args, image, fmt, ledger, rnd)
+                print("ok %d %s: %s" % (done, name, note), flush=True)
+            clean_end(args, image, fmt)
+            if done == args.rounds:
+                break
+    except Wrong as e:
+        print("not ok %d %s (--seed %d): %s" % (done, name, seed, e),
+              flush=True)
+        return 1
+    print("%d kills, nothing lost" % done)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
