@@ -82,6 +82,7 @@ struct format_info {
   uint32_t alignment;     /* sizes are rounded up to it (qcow2: 512) */
   bool identity;          /* host == guest for all bytes, always MAP_DATA, and
                              the size is the storage's (raw) */
+  bool zero_is_fast;      /* unmap (ZERO) works for any whole clusters */
   bool can_pack;          /* reserve_packed works */
   enum codec codec;       /* of reserve_packed */
   bool data_file_identity;/* external data file: host == guest, and trimmed
@@ -115,13 +116,20 @@ struct format_open_options {
   uint64_t cache_size;    /* metadata cache, bytes; 0 = default (16 MiB) */
 };
 
-/* An option of create (and later amend), as -o help prints it. */
+/* An option of create (and later amend), as -o help prints it.  The options of
+ * a format stand in the order in which create's "Formatting" line names them;
+ * -o help sorts them.
+ */
 enum option_type { OPTION_STRING, OPTION_BOOL, OPTION_SIZE, OPTION_NUMBER };
 struct format_option {
   const char *name;
   enum option_type type;
   const char *help;
   const char *refused;    /* not NULL: known, not built yet; the reason */
+  const char *initial;    /* what create uses, and says, when it is not given;
+                             NULL = not said */
+  bool of_file;           /* about the file, not the format: -o help names it
+                             only when it knows the file */
 };
 
 struct format_create_options {

@@ -32,15 +32,16 @@ struct raw {
 static const uint64_t max_size = (uint64_t) INT64_MAX & ~UINT64_C (511);
 
 static const struct format_option raw_options[] = {
+  { "size", OPTION_SIZE, "Virtual disk size", NULL, NULL, false },
+  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)",
+    NULL, NULL, true },
+  { "preallocation", OPTION_STRING,
+    "Preallocation mode (allowed values: off, falloc, full)", NULL, NULL,
+    true },
   { "extent_size_hint", OPTION_SIZE,
     "Extent size hint for the image file, 0 to disable",
-    "extent size hints are not built yet" },
-  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)",
-    NULL },
-  { "preallocation", OPTION_STRING,
-    "Preallocation mode (allowed values: off, falloc, full)", NULL },
-  { "size", OPTION_SIZE, "Virtual disk size", NULL },
-  { NULL, OPTION_STRING, NULL, NULL },
+    "extent size hints are not built yet", NULL, true },
+  { NULL, OPTION_STRING, NULL, NULL, NULL, false },
 };
 
 static int
