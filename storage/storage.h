@@ -118,6 +118,12 @@ struct storage_ops {
   int (*descriptor) (struct storage *);
   int (*disk_size) (struct storage *, uint64_t *, struct error *);
   int (*set_writable) (struct storage *, struct error *);
+  /* Fill [dst_offset, dst_offset+len) from SRC inside the kernel, SHARE =
+   * by sharing the blocks: 1 = done, 0 = not possible here, -1 = failed.
+   */
+  int (*copy_from) (struct storage *dst, uint64_t dst_offset,
+                    struct storage *src, uint64_t src_offset, uint64_t len,
+                    bool share, struct error *);
 };
 
 /* The base of every storage; a driver's struct has it as its first member. */
@@ -127,6 +133,7 @@ struct storage {
   struct storage_caps caps;
   struct storage_identity identity;
   uint64_t size;              /* atomic: storage_size () */
+  int flush_error;            /* atomic: errno of the first failed flush */
 };
 
 struct storage_open_options {
