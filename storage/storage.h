@@ -190,9 +190,13 @@ extern struct storage *storage_nbd_command (char *const *argv,
                                             const struct storage_open_options *,
                                             struct error *);
 
-/* SIZE bytes of zeroes, sparse.  Grows.  For tests, fuzzing and null-co. */
+/* SIZE bytes of zeroes, sparse.  Grows.  For tests and fuzzing. */
 extern struct storage *storage_memory_new (const char *name, uint64_t size,
                                            struct error *);
+
+/* SIZE bytes of zeroes; what is written is dropped (QEMU's null-co). */
+extern struct storage *storage_null_new (const char *name, uint64_t size,
+                                         struct error *);
 
 /* The bytes [offset, offset+size) of INNER (takes it on success); size
  * UINT64_MAX = up to its end.  Does not grow unless it reaches to the end.
