@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* What create_options.c makes of the options, for create.c. */
+
+#ifndef NBDIMG_QCOW2_CREATE_H
+#define NBDIMG_QCOW2_CREATE_H
+
+#include "formats/qcow2/qcow2.h"
+
+enum preallocation {
+  PREALLOCATION_OFF, PREALLOCATION_METADATA, PREALLOCATION_FALLOC,
+  PREALLOCATION_FULL,
+};
+
+/* The image that is to be written. */
+struct plan {
+  /* create_options.c; strings are borrowed from the options */
+  unsigned version, cluster_bits, refcount_order;
+  uint64_t size;                /* virtual, bytes */
+  const char *backing_file, *backing_format, *data_file;        /* or NULL */
+  bool data_file_raw, lazy_refcounts, extended_l2;
+  enum codec codec;
+  enum preallocation preallocation;
+
+  /* create.c: counts of clusters (l1_size: of entries) */
+  uint64_t reftable, refblocks, l1, l1_size, l2, data, total;
+  /* bytes from the start of the image */
+  uint64_t reftable_offset, refblocks_offset, l1_offset, l2_offset,
+    data_offset, end;
+};
+
+/* Parse all options into P and refuse those that do not go together. */
+extern int qcow2_create_plan (const struct format_create_options *opts,
+                              struct plan *p, struct error *e);
+
+#endif /* NBDIMG_QCOW2_CREATE_H */
