@@ -18,7 +18,7 @@ run_units () {
 
 # In an environment of its own: this bats has variables for its own children.
 run_bats () {
-  run env -i PATH="$PATH" HOME="$HOME" NBDIMG_BUILD=. "$SRCDIR/tests/run" \
+  run env -i PATH=/usr/local/bin:/usr/bin:/bin HOME="$HOME" NBDIMG_BUILD=. "$SRCDIR/tests/run" \
     --bats "$@"
 }
 
