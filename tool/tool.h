@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* The command line: arguments in, text and exit codes out; the contract of
+ * this folder.
+ *
+ * A command is a function cmd_x (argc, argv), argv[0] being its name, that
+ * returns the exit code of the program; main.c has the table.  It parses its
+ * options, fills the struct of an operation (ops/ops.h), runs it, and prints.
+ * It decides nothing.  What it prints is what qemu-img prints.
+ *
+ * Standard output is for results and the text of -p, standard error for
+ * messages.  No locking: the main thread prints, but for progress.c.
+ */
+
+#ifndef NBDIMG_TOOL_H
+#define NBDIMG_TOOL_H
+
+#include <getopt.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <jansson.h>
+
+#include "common/error.h"
+#include "common/log.h"
+#include "image/image.h"
+#include "ops/ops.h"
+
+/* ---- the commands ---- */
+
+extern int cmd_check (int argc, char **argv);
+extern int cmd_compare (int argc, char **argv);
+extern int cmd_convert (int argc, char **argv);
+extern int cmd_create (int argc, char **argv);
+extern int cmd_info (int argc, char **argv);
+extern int cmd_io (int argc, char **argv);
+extern int cmd_map (int argc, char **argv);
+extern int cmd_serve (int argc, char **argv);
+
+/* ---- main.c ---- */
+
+/* The name in front of every message: "nbdimg", or "qemu-img" and "qemu-io"
+ * when it was started under one of these names.
+ */
+extern const char *program;
+
+/* The name and version lines that -V prints. */
+extern void tool_print_version (void);
+
+/* ---- message.c: messages on standard error ---- */
+
+/* "program: ..." */
+extern void tool_error (const char *fmt, ...)
+  __attribute__ ((format (printf, 1, 2)));
+
+/* Print what is in E.  Returns 1, the exit code. */
+extern int tool_fail (const struct error *e);
+
+/* The same, and a hint to --help.  Returns 1. */
+extern int tool_misuse (const char *fmt, ...)
+  __attribute__ ((format (printf, 1, 2)));
+
+/* "program: warning: ..."; the sink of common/log.h. */
+extern void tool_log (enum log_level level, const char *text);
+
+/* --trace [enable=]PATTERN,events=FILE,file=FILE: print the library's debug
+ * messages.  Returns 0, -1 after a message, or 1 when it was a question
+ * ("help") that has been answered.
+ */
+extern int tool_trace (const char *arg);
+
+/* TEXT with what could drive a terminal escaped, on FP. */
+extern void tool_put_name (FILE *fp, const char *text);
+
+/* ---- options.c ---- */
+
+/* Values of long options that have no letter; a command's own begin at
+ * TOOL_OPT_OWN.
+ */
+enum {
+  TOOL_OPT_VERSION = 256, TOOL_OPT_TRACE, TOOL_OPT_OBJECT,
+  TOOL_OPT_IMAGE_OPTS, TOOL_OPT_OUTPUT, TOOL_OPT_PROGRESS,
+  TOOL_OPT_OWN,
+};
+
+/* The long options that every command has. */
+#define TOOL_LONG_OPTIONS                                               \
+  { "help", no_argument, NULL, 'h' },                                   \
+  { "version", no_argument, NULL, TOOL_OPT_VERSION },                   \
+  { "trace", required_argument, NULL, TOOL_OPT_TRACE },                 \
+  { "object", required_argument, NULL, TOOL_OPT_OBJECT }
+
+struct tool_args {
+  int argc;
+  char **argv;
+  const char *letters;          /* as for getopt, without "h" and "V" */
+  const struct option *options; /* with TOOL_LONG_OPTIONS, ends in zeroes */
+  const char *usage;            /* what -h prints after "usage: nbdimg " */
+  int status;                   /* exit code after TOOL_STOP */
+};
+
+enum { TOOL_STOP = -2 };
+
+/* The next option, with optarg and optind as getopt sets them; -1 at their
+ * end; TOOL_STOP when the command is over with the exit code STATUS, since
+ * the option was bad (a message was printed) or has been answered (-h, -V).
+ */
+extern int tool_getopt (struct tool_args *args);
+
+/* Each prints a message and returns -1 when TEXT is bad.  WHAT as in "Invalid
+ * image size specified", "Invalid source cache option".
+ */
+extern int tool_size (const char *what, const char *text, uint64_t *size);
+extern int tool_cache (const char *what, const char *text,
+                       enum cache_mode *mode);
+extern int tool_output (const char *text, bool *json);
+
+/* Add the argument of one -o to *ALL (owned by the caller, NULL at first). */
+extern int tool_add_options (char **all, const char *text);
+
+/* Does an option list ask for "help" or "?"? */
+extern bool tool_options_want_help (const char *options);
+
+/* Print what -o help prints.  FOR_FILE: the file is known too. */
+extern void tool_print_format_options (const struct format_ops *format,
+                                       bool for_file);
+
+/* How the user named an image. */
+struct tool_image {
+  const char *name;
+  const char *format;           /* -f, or NULL */
+  bool image_opts;              /* --image-opts */
+  struct image_open_options open;
+};
+
+/* -f does not go with --image-opts; a message and -1. */
+extern int tool_check_image (const struct tool_image *ti);
+
+/* Open it.  NULL = a message was printed. */
+extern struct image *tool_open (const struct tool_image *ti);
+
+/* Close it; an error is printed.  NULL is allowed. */
+extern int tool_close (struct image *im);
+
+/* ---- brackets.c ---- */
+
+/* Replace "[" "command" "args" "]" in ARGV by one argument, the JSON array
+ * that image_name_parse knows.  ARGC and ARGV are replaced.
+ */
+extern int tool_cut_brackets (int *argc, char ***argv, struct error *e);
+
+/* ---- progress.c: -p, --progress json, SIGUSR1, Ctrl-C ---- */
+
+struct tool_progress {
+  bool bar;                     /* -p */
+  bool json;                    /* --progress json */
+  bool quiet;                   /* -q: neither */
+};
+
+/* The argument of --progress; a message and -1 when it is bad. */
+extern int tool_progress_option (struct tool_progress *p, const char *text);
+
+/* Start to show progress of the COMMAND, and fill CTX: its progress, message
+ * and cancel.  From here on SIGINT and SIGTERM make the operation end.
+ */
+extern void tool_progress_start (const struct tool_progress *p,
+                                 const char *command, struct op_ctx *ctx);
+
+/* DONE of TOTAL (op_ctx.progress; any thread). */
+extern void tool_progress (void *opaque, uint64_t done, uint64_t total);
+
+/* The newline after the bar.  Safe to call when nothing was started. */
+extern void tool_progress_end (void);
+
+/* Let SIGINT and SIGTERM set a flag.  Returns the flag (atomic), and in *FD,
+ * unless FD is NULL, a descriptor that then becomes readable.
+ */
+extern const bool *tool_catch_signals (int *fd);
+
+/* Die from the signal that was caught, so that the parent sees it; returns
+ * when none was.
+ */
+extern void tool_reraise_signal (void);
+
+/* ---- print.c ---- */
+
+/* qemu-img info for the objects of INFO (an array, as op_info makes it). */
+extern void print_info (const json_t *info);
+
+/* "Format specific information:" of an object { type, data }. */
+extern void print_format_specific (const json_t *specific);
+
+/* The table of snapshot -l, for an array "snapshots". */
+extern void print_snapshots (const json_t *snapshots);
+
+/* JSON, indented by 4, and a newline. */
+extern int print_json (const json_t *value);
+
+#endif /* NBDIMG_TOOL_H */
