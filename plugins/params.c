@@ -256,7 +256,9 @@ make_absolute (json_t *node, struct error *e)
     {
       CLEANUP_FREE char *path = nbdkit_absolute_path (name);
 
-      if (!path || json_object_set_new (node, "filename", json_string (path)))
+      /* A name may have any bytes, UTF-8 or not. */
+      if (!path || json_object_set_new (node, "filename",
+                                        json_string_nocheck (path)))
         return error_set (e, ENOMEM, "%s: no absolute name for it", name);
     }
   json_object_foreach (node, key, value)

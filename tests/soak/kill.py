@@ -9,7 +9,8 @@ each kill the image is opened again, by the plugin and by QEMU, and every sector
 must hold the value of the last flush that was acknowledged, or one that was
 written later; "qemu-img check" may find leaks and nothing else.
 
-usage: kill.py [--rounds N] [--seed N] --plugin FILE --dir FOLDER [CONFIG...]
+usage: kill.py [--rounds N] [--seed N] [--preload LIBRARY]
+               --plugin FILE --dir FOLDER [CONFIG...]
 
 Prints one line for each round and exits with 1 at the first wrong sector.
 """
@@ -182,7 +183,10 @@ class Server:
         if readonly:
             argv.append("-r")
         argv += [args.plugin, "file=" + image, "format=" + fmt]
-        self.process = subprocess.Popen(argv, pass_fds=[w])
+        env = dict(os.environ)
+        if args.preload:
+            env["LD_PRELOAD"] = args.preload
+        self.process = subprocess.Popen(argv, pass_fds=[w], env=env)
         os.close(w)
         if not os.read(r, 32):
             raise Wrong("nbdkit did not start")
@@ -356,6 +360,7 @@ def main():
     p.add_argument("--seed", type=int)
     p.add_argument("--plugin", required=True)
     p.add_argument("--dir", required=True)
+    p.add_argument("--preload", help="for nbdkit: a sanitizer's runtime")
     p.add_argument("configs", nargs="*", metavar="CONFIG")
     args = p.parse_args()
     names = args.configs or list(CONFIGS)

@@ -11,6 +11,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 dir=$(mktemp -d "${TMPDIR:-/tmp}/nbdimg-kill.XXXXXX")
 mkdir "$dir/images"
 trap 'rm -rf "$dir"' EXIT
-/usr/bin/python3 "$here/kill.py" --rounds "${KILL_ROUNDS:-100}" \
+# shellcheck source=/dev/null
+. "$NBDIMG_BUILD/config.tests"
+/usr/bin/python3 -B "$here/kill.py" --rounds "${KILL_ROUNDS:-100}" \
   ${KILL_SEED:+--seed "$KILL_SEED"} --dir "$dir/images" \
-  --plugin "$NBDIMG_BUILD/nbdkit-nbdimg-plugin.so" "$@"
+  --preload "${config_PRELOAD:-}" --plugin "$NBDIMG_BUILD/nbdkit-nbdimg-plugin.so" "$@"

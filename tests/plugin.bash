@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright the nbdimg developers.
+# shellcheck shell=bash
+
+# Helpers for the tests of the plugin and of serve, beside lib.bash.
+
+# captive [NBDKIT-OPTION]... -- [PARAMETER]... -- COMMAND: a server for the
+# time of a shell command, which finds it as $uri.
+captive () {
+  local options=() parameters=()
+  while [ "$1" != -- ]; do options+=("$1"); shift; done
+  shift
+  while [ "$1" != -- ]; do parameters+=("$1"); shift; done
+  nbdkit_env -U - "${options[@]}" "$PLUGIN" "${parameters[@]}" --run "$2"
+}
+
+# make_disk FORMAT NAME SIZE: an image with nothing in it.
+make_disk () {
+  qemu-img create -q -f "$1" "$2" "$3"
+}
+
+# is_clean IMAGE: no error and no leak, and not marked dirty.
+is_clean () {
+  local format
+  format=$(qemu-img info --output=json "$1" | sed -n 's/^    "format": "\(.*\)".*/\1/p')
+  [ "$format" = raw ] && return 0
+  qemu-img check -q "$1" &&
+    ! qemu-img info --output=json "$1" | grep -q '"dirty-flag": true'
+}
+
+# held_locks FILE: the bytes of QEMU's locks that are taken on it, in order.
+held_locks () {
+  local inode
+  inode=$(stat -c %i "$1")
+  awk -v inode="$inode" '$2 == "OFDLCK" {
+      split ($6, id, ":")
+      if (id[3] == inode) for (b = $7; b <= $8; ++b) print b
+    }' /proc/locks | sort -n | uniq | tr '\n' ' ' | sed 's/ $//'
+}
