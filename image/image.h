@@ -76,6 +76,8 @@ struct image_open_options {
   bool no_backing;              /* do not open the backing chain */
   bool info_only;               /* open no other file, no locks beyond
                                    consistent read, no data file */
+  bool info_chain;              /* with info_only: open the backing files, each
+                                   for info only */
   bool check;                   /* tolerate dirty and corrupt images */
   bool force_share;             /* -U */
   bool share;                   /* share=on: let other writers in */
