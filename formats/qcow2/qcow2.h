@@ -134,8 +134,10 @@ struct slice {
   enum slice_kind kind;
   bool loading;                 /* being read: wait for cache.changed */
   bool dirty;                   /* must be written by the next epoch */
-  bool writing;                 /* a running epoch holds a copy of it */
-  unsigned pins;
+  bool dead;                    /* its table is gone: no lookup finds it, the
+                                   last pin frees it */
+  unsigned pins;                /* operations and epochs that hold it: it is
+                                   not evicted */
   struct slice *hash_next;
   struct slice *lru_prev, *lru_next;
   uint8_t *data;
@@ -161,10 +163,10 @@ struct table_cache {
 enum { TABLE_OP_PINS = 4 };
 struct table_op {
   struct slice *pinned[TABLE_OP_PINS];
-  unsigned nr_pinned, next;
+  unsigned next;               /* the place of the oldest pin */
   bool token;
 };
-#define TABLE_OP_INIT { .nr_pinned = 0 }
+#define TABLE_OP_INIT { .next = 0 }
 
 /* ---- freed clusters ---- */
 
@@ -201,6 +203,7 @@ struct qcow2 {
   uint32_t header_length;
   uint32_t crypt_method;
   char *backing_format;         /* owned; NULL = not recorded */
+  char *data_file_name;         /* owned; as recorded, NULL = not */
   uint32_t nb_bitmaps;          /* of the bitmaps extension, 0 = none */
   uint64_t bitmap_directory_offset, bitmap_directory_size;
   bool has_backing;             /* after activate: unallocated is not zero */
@@ -289,6 +292,10 @@ extern int table_get_locked (struct qcow2 *q, struct table_op *op,
                              struct slice **s, struct error *e)
   REQUIRES (q->mutex);
 extern void table_op_end_locked (struct qcow2 *q, struct table_op *op)
+  REQUIRES (q->mutex);
+
+/* Drop one pin that a caller took by raising s->pins. */
+extern void table_unpin_locked (struct qcow2 *q, struct slice *s)
   REQUIRES (q->mutex);
 
 /* Room for NR more dirty slices?  1 = yes; 0 = an epoch was run and the mutex

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* What io.c and zero.c share: steps of guest I/O under a range lock. */
+
+#ifndef NBDIMG_IO_H
+#define NBDIMG_IO_H
+
+#include "image/image.h"
+
+/* A guest write on its way: what is left of it.  BUF NULL = zeroes. */
+struct write_job {
+  struct image *im;
+  const uint8_t *buf;
+  size_t len;
+  uint64_t offset;
+  unsigned storage_flags;       /* STORAGE_FUA for writes in place */
+  bool placed;                  /* a mapping was changed: FUA needs a flush */
+};
+
+static inline struct storage *
+io_storage (const struct image *im, enum map_storage where)
+{
+  return where == MAP_IN_DATA_FILE ? im->data_file : im->storage;
+}
+
+/* Offset and length inside the disk, and open for writing? */
+extern int io_check_write (struct image *im, uint64_t offset, uint64_t len,
+                           struct error *e);
+
+/* Does a change at OFFSET touch what a probe would look at (raw, probed)?  Then
+ * it is allowed only after io_check_probed_head.
+ */
+extern bool io_is_probed_head (const struct image *im, uint64_t offset);
+extern int io_check_probed_head (struct image *im, const void *buf,
+                                 size_t len, uint64_t offset,
+                                 struct error *e);
+
+/* Hold the clusters that [offset, offset+len) touches EXCLUSIVE. */
+extern void io_lock_clusters (struct image *im, struct range *r,
+                              uint64_t offset, uint64_t len);
+
+/* One layer's answer, with the checks that hold for every driver. */
+extern int io_map (struct image *im, uint64_t offset, uint64_t len,
+                   struct mapping *m, struct error *e);
+
+/* Does M mean zeroes, without looking into data? */
+extern bool io_reads_zero (const struct image *im, const struct mapping *m,
+                           uint64_t offset);
+
+/* Write the next piece of W; the caller holds its clusters EXCLUSIVE. */
+extern int io_write_piece (struct write_job *w, struct error *e);
+
+/* The storage flag for a FUA request: 0 while metadata is dirty (then only a
+ * flush makes the mapping durable).
+ */
+extern unsigned io_fua_flag (struct image *im, unsigned flags);
+
+/* What a FUA request needs after its writes. */
+extern int io_fua_end (struct image *im, unsigned flags,
+                       unsigned storage_flags, bool placed, struct error *e);
+
+#endif /* NBDIMG_IO_H */
