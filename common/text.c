@@ -259,6 +259,30 @@ printable (const char *text)
 }
 
 char *
+utf8_text (const char *text)
+{
+  const unsigned char *p = (const unsigned char *) text;
+  size_t len = strlen (text);
+  char *r, *q;
+
+  r = q = len < SIZE_MAX / 3 ? malloc (3 * len + 1) : NULL;
+  if (!r)
+    return NULL;
+  while (*p) {
+    uint32_t c;
+    size_t n = utf8_length (p, &c);
+    const void *from = n ? (const void *) p : "\xef\xbf\xbd";
+    size_t nr = n ? n : 3;
+
+    memcpy (q, from, nr);
+    q += nr;
+    p += n ? n : 1;
+  }
+  *q = '\0';
+  return r;
+}
+
+char *
 format_text (const char *fmt, ...)
 {
   va_list ap;

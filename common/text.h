@@ -37,6 +37,11 @@ extern const char *human_size (uint64_t bytes, char *buf, size_t size);
  */
 extern char *printable (const char *text);
 
+/* A copy that is valid UTF-8, for JSON: each byte that is not part of a
+ * character is replaced by U+FFFD.  Returns owned, NULL when memory is out.
+ */
+extern char *utf8_text (const char *text);
+
 /* asprintf that returns the string (owned) or NULL. */
 extern char *format_text (const char *fmt, ...)
   __attribute__ ((format (printf, 1, 2)));

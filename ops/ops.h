@@ -19,6 +19,7 @@
 #include <jansson.h>
 
 #include "common/error.h"
+#include "common/lock.h"
 #include "image/image.h"
 
 /* Progress, cancellation and rate limit of one run. */
@@ -34,6 +35,19 @@ struct op_ctx {
 };
 
 extern bool op_cancelled (const struct op_ctx *ctx);
+
+/* The rate limit of a run, shared by its workers. */
+struct op_pace {
+  struct mutex mutex;
+  uint64_t due_ns;              /* guarded by mutex: when the bytes that were
+                                   moved so far may have been moved */
+};
+extern void op_pace_init (struct op_pace *p);
+extern void op_pace_destroy (struct op_pace *p);
+
+/* BYTES were moved: sleep until more may be.  Ends early when cancelled. */
+extern void op_pace_wait (const struct op_ctx *ctx, struct op_pace *p,
+                          uint64_t bytes);
 
 /* ---- info ---- */
 
@@ -81,8 +95,10 @@ struct create_opts {
   bool no_open_backing;         /* -u */
 };
 struct create_result {
-  json_t *options;              /* all options as they were used, for the
-                                   "Formatting ..." line; owned */
+  json_t *options;              /* all options as they are used, in order, as
+                                   strings, for the "Formatting ..." line;
+                                   owned.  Set before the file is touched, also
+                                   when that fails; NULL = not so far */
 };
 extern int op_create (const struct create_opts *opts,
                       struct create_result *result, struct op_ctx *ctx,
@@ -122,7 +138,10 @@ struct compare_result {
   uint64_t offset;              /* of the first difference */
   bool size_differs;            /* a warning, unless strict */
   bool first_is_longer;         /* for the message about the rest */
-  int read_error_in;            /* 1 or 2: which image could not be read */
+  /* when op_compare fails: */
+  int failed_image;             /* 1 or 2; 0 = neither (cancelled, memory) */
+  bool failed_extents;          /* not its data, but what is where */
+  uint64_t failed_offset;
 };
 extern int op_compare (struct image *a, struct image *b,
                        const struct compare_opts *opts,

@@ -173,6 +173,28 @@ test_printable (void)
 }
 
 static void
+check_utf8 (const char *text, const char *expected)
+{
+  char *r = utf8_text (text);
+
+  CHECK_STR (r, expected);
+  free (r);
+}
+
+static void
+test_utf8_text (void)
+{
+  unit_begin ("utf8_text leaves valid UTF-8 alone");
+  check_utf8 ("", "");
+  check_utf8 ("a\n\xc3\xa9\xe2\x82\xac\xf0\x9f\x92\xbe",
+              "a\n\xc3\xa9\xe2\x82\xac\xf0\x9f\x92\xbe");
+
+  unit_begin ("utf8_text replaces each byte that is not UTF-8 by U+FFFD");
+  check_utf8 ("\xff" "A", "\xef\xbf\xbd" "A");
+  check_utf8 ("\xe2\x82", "\xef\xbf\xbd\xef\xbf\xbd");
+}
+
+static void
 test_format_text (void)
 {
   char *r = format_text ("%s-%d", "a", 5);
@@ -219,6 +241,7 @@ main (int argc, char **argv)
   test_parse_bool ();
   test_human_size ();
   test_printable ();
+  test_utf8_text ();
   test_format_text ();
   return unit_end ();
 }
