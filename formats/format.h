@@ -185,13 +185,10 @@ struct format_ops {
    */
   int (*probe) (const uint8_t *buf, size_t len, uint64_t size);
 
-  /* Could create do what OPTIONS say?  Called before anything is touched, so
-   * that a mistyped value costs nobody a file; data_file is not set yet.
-   */
-  int (*create_check) (const struct format_create_options *, struct error *);
-
-  /* Make an empty image on ST, which is empty or may be overwritten, and leave
-   * it durable.  The file is not an image until the header is written, last.
+  /* Make an empty image on ST, whatever lies there, and leave it durable.  All
+   * that can be refused is refused before ST or the data file is touched: they
+   * may be somebody's files.  Then old content goes first, and the header is
+   * written last: until then the file is not an image.
    */
   int (*create) (struct storage *st, const struct format_create_options *,
                  struct error *);

@@ -80,17 +80,16 @@ parse_preallocation (const struct format_create_options *opts,
 }
 
 static int
-raw_create_check (const struct format_create_options *opts, struct error *e)
+check_create (const struct format_create_options *opts,
+              enum preallocation *mode, struct error *e)
 {
-  enum preallocation mode;
-
   if (opts->backing_file)
     return error_set (e, ENOTSUP,
                       "Backing file not supported for file format 'raw'");
   if (opts->size > max_size)
     return error_set (e, EFBIG,
                       "The image size is too large for file format 'raw'");
-  return parse_preallocation (opts, &mode, e);
+  return parse_preallocation (opts, mode, e);
 }
 
 /* A device or an export keeps its size and its content.  The first sector is
@@ -143,13 +142,13 @@ raw_create (struct storage *st, const struct format_create_options *opts,
   uint64_t size;
   int r = 0;
 
-  if (raw_create_check (opts, e) == -1
-      || parse_preallocation (opts, &mode, e) == -1)
+  if (check_create (opts, &mode, e) == -1)
     return -1;
   size = round_up (opts->size, SECTOR_SIZE);
   if (!st->caps.can_grow)
     return create_on_fixed (st, size, mode, e);
-  if (storage_truncate (st, size, e) == -1)
+  if (storage_truncate (st, 0, e) == -1
+      || storage_truncate (st, size, e) == -1)
     return -1;
   if (mode == PREALLOCATION_FALLOC && size)
     r = storage_zero (st, 0, size, 0, e);
@@ -261,7 +260,6 @@ const struct format_ops format_raw = {
   .name = "raw",
   .create_options = raw_options,
   .probe = raw_probe,
-  .create_check = raw_create_check,
   .create = raw_create,
   .open = raw_open,
   .activate = raw_activate,

@@ -87,7 +87,8 @@ struct image_open_options {
   enum cache_mode cache;        /* of the image and its data file */
   enum cache_mode backing_cache;
   const char *snapshot;         /* id or name of an internal snapshot: the
-                                   image is then read-only; NULL = the disk */
+                                   image is then read-only; NULL = the disk.
+                                   image->options has a copy of its own */
   uint64_t cache_size;          /* metadata cache of the whole chain, bytes;
                                    0 = 16 MiB */
   unsigned nbd_connections;     /* 0 = choose */
@@ -153,7 +154,9 @@ image_size (const struct image *im)
 
 /* Create FORMAT in the place that NAME means (a file is made; a device or an
  * NBD export is overwritten).  An existing file is locked as QEMU locks it
- * before it is truncated.  Unlinks a file that it made when it fails.
+ * before it is truncated, but for FORCE, which asks for no locks.  Unlinks a
+ * file that it made when it fails.  With the option data_file in OPTIONS that
+ * file is made too; options->data_file is set by the function itself.
  */
 extern int image_create (const char *name, const struct format_ops *format,
                          const struct format_create_options *,

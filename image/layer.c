@@ -1,0 +1,521 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* Opening one layer of a chain: see layer.h.
+ *
+ * Layer: image.  No locking: nobody else sees the image yet.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/bytes.h"
+#include "common/cleanup.h"
+#include "image/gate.h"
+#include "image/layer.h"
+#include "image/packed.h"
+#include "image/policy.h"
+#include "image/source.h"
+#include "image/tree.h"
+
+/* Decoded clusters that a layer keeps: 4 MiB is two clusters of the largest
+ * size and 64 of the usual one.
+ */
+#define PACKED_CACHE_SIZE (4 * MiB)
+
+/* ---- options ---- */
+
+static int
+check_options (const struct image_open_options *o, const json_t *tree,
+               struct error *e)
+{
+  if (!o->writable)
+    return 0;
+  if (o->snapshot)
+    return error_set (e, EROFS, "an internal snapshot is read-only");
+  if (o->force_share)
+    return error_set (e, EINVAL, "force-share=on can only be used with "
+                      "read-only images");
+  if (o->info_only)
+    return error_set (e, EINVAL, "info does not write");
+  if (tree_bool (tree, "read-only", false))
+    return error_set (e, EROFS, "the image is to be written to, and "
+                      "read-only=on forbids that");
+  return 0;
+}
+
+static int
+detect_zeroes (const json_t *tree, struct image_open_options *o,
+               struct error *e)
+{
+  static const char *const names[] = { "off", "on", "unmap" };
+  const char *text = tree_text (tree, "detect-zeroes");
+
+  for (int i = 0; text && i < 3; ++i)
+    if (strcmp (text, names[i]) == 0)
+      o->detect_zeroes = (enum detect_zeroes) i;
+  if (text && o->detect_zeroes == DETECT_ZEROES_UNMAP && !o->discard)
+    return error_set (e, EINVAL, "setting detect-zeroes to unmap is not "
+                      "allowed without setting discard operation to unmap");
+  return 0;
+}
+
+/* What the layer's own node says goes before what the chain was opened with. */
+static int
+layer_options (struct image *im, const json_t *tree, bool is_backing,
+               const struct image_open_options *options, struct error *e)
+{
+  struct image_open_options *o = &im->options;
+
+  *o = *options;
+  o->snapshot = NULL;
+  if (is_backing) {
+    o->writable = o->writable_if_permitted = false;
+    o->cache = o->backing_cache;
+  }
+  else if (options->snapshot
+           && !(o->snapshot = strdup (options->snapshot)))
+    return error_nomem (e, "a snapshot", strlen (options->snapshot));
+  if (o->snapshot || o->force_share || o->info_only
+      || tree_bool (tree, "read-only", false))
+    o->writable_if_permitted = false;
+  o->discard = tree_discard (tree, o->discard);
+  if (tree_cache_mode (tree, &o->cache, e) == -1)
+    return -1;
+  return detect_zeroes (tree, o, e);
+}
+
+static struct source_options
+storage_options (const struct image *im)
+{
+  const struct image_open_options *o = &im->options;
+
+  return (struct source_options) {
+    .open = {
+      .writable = o->writable,
+      .try_writable = !o->writable && o->writable_if_permitted,
+      .cache = o->cache,
+      .no_discard = !o->discard,
+    },
+    .nbd_connections = o->nbd_connections,
+  };
+}
+
+/* ---- storage and format ---- */
+
+/* I9: which image of the chain from TOP down has ST open already? */
+static const struct image *
+find_same (const struct layer *top, const struct storage *st)
+{
+  const struct image *im = top ? top->im : NULL;
+
+  for (; im; im = im->backing)
+    if ((im->storage && storage_same (im->storage, st))
+        || (im->data_file && storage_same (im->data_file, st)))
+      return im;
+  return NULL;
+}
+
+static int
+check_loop (const struct layer *top, const struct storage *st,
+            const char *parent, const char *what, struct error *e)
+{
+  const struct image *same = find_same (top, st);
+
+  if (!same)
+    return 0;
+  return error_set (e, ELOOP, "%s: its %s %s is the same object as %s, which "
+                    "is in the chain already", parent, what, st->name,
+                    same->name ? same->name : same->storage->name);
+}
+
+static const struct format_ops *
+probe (const struct storage *st, const uint8_t *head, struct error *e)
+{
+  const char *foreign;
+  const struct format_ops *format;
+
+  format = format_probe (head, FORMAT_PROBE_SIZE, storage_size (st), &foreign);
+  if (!foreign)
+    return format;
+  format_foreign_error (st->name, foreign, e);
+  return NULL;
+}
+
+/* What the tree says, or what the content looks like. */
+static int
+choose_format (struct layer *l, struct error *e)
+{
+  struct storage *st = l->im->storage;
+  uint8_t head[FORMAT_PROBE_SIZE];
+  enum tree_driver driver;
+
+  if (tree_driver (l->tree, &driver, &l->format, e) == -1)
+    return -1;
+  if (tree_driver_is_format (driver))
+    return 0;
+  l->im->probed = true;
+  if (storage_pread (st, head, sizeof head, 0, e) == -1)
+    return -1;
+  l->format = probe (st, head, e);
+  return l->format ? 0 : -1;
+}
+
+/* The window of {"driver": "raw", "offset": ...} is cut by the storage. */
+static int
+open_storage (struct layer *l, struct error *e)
+{
+  struct source_options opts = storage_options (l->im);
+  const json_t *file = json_object_get (l->tree, "file");
+  bool window = json_object_get (l->tree, "offset")
+    || (file && json_object_get (l->tree, "size"));
+
+  l->im->storage = source_open (file && !window ? file : l->tree, &opts, e);
+  return l->im->storage ? 0 : -1;
+}
+
+static struct layer *
+layer_alloc (json_t *tree, bool is_backing, struct error *e)
+{
+  struct layer *l = calloc (1, sizeof *l);
+  struct image *im = calloc (1, sizeof *im);
+
+  if (!l || !im) {
+    error_nomem (e, "an image", sizeof *im);
+    free (l);
+    free (im);
+    return NULL;
+  }
+  gate_init (&im->gate);
+  range_locks_init (&im->ranges);
+  l->im = im;
+  l->tree = json_incref (tree);
+  l->is_backing = is_backing;
+  return l;
+}
+
+static int
+set_name (struct layer *l, struct error *e)
+{
+  l->im->name = tree_display_name (l->tree, l->format->name);
+  return l->im->name ? 0 : error_nomem (e, "a name", 0);
+}
+
+static int
+layer_init (struct layer *l, struct layer *above, struct layer *top,
+            const struct image_open_options *options, struct error *e)
+{
+  bool is_backing = l->is_backing;
+
+  if ((!is_backing && check_options (options, l->tree, e) == -1)
+      || layer_options (l->im, l->tree, is_backing, options, e) == -1
+      || open_storage (l, e) == -1
+      || (above && check_loop (top, l->im->storage, above->im->name,
+                               "backing file", e) == -1))
+    return -1;
+  /* A writer takes its locks before it reads what it is going to change. */
+  if (layer_lock (l->im, is_backing, options->writable && !is_backing, e) == -1
+      || choose_format (l, e) == -1)
+    return -1;
+  return set_name (l, e);
+}
+
+struct layer *
+layer_new (json_t *tree, struct layer *above, struct layer *top,
+           const struct image_open_options *options, struct error *e)
+{
+  struct layer *l;
+
+  if (tree_check (tree, e) == -1)
+    return NULL;
+  l = layer_alloc (tree, above != NULL, e);
+  if (l && layer_init (l, above, top, options, e) == -1) {
+    layer_free (l);
+    return NULL;
+  }
+  return l;
+}
+
+/* ---- header ---- */
+
+static int
+copy_name (char **to, const char *from, struct error *e)
+{
+  free (*to);
+  *to = NULL;
+  if (from && !(*to = strdup (from)))
+    return error_nomem (e, "a name", strlen (from));
+  return 0;
+}
+
+static int
+copy_names (struct layer *l, struct error *e)
+{
+  struct image *im = l->im;
+
+  if (copy_name (&im->backing_name, l->needs.backing, e) == -1
+      || copy_name (&im->backing_format_name, l->needs.backing_format, e) == -1)
+    return -1;
+  return copy_name (&im->data_file_name, l->needs.data_file_name, e);
+}
+
+/* May the image be written to, now or later? */
+static int
+decide_writable (struct layer *l, struct error *e)
+{
+  struct image *im = l->im;
+  bool wanted = im->options.writable || im->options.writable_if_permitted;
+
+  im->writable = wanted && im->storage->caps.writable
+    && !l->needs.writable_refused;
+  if (im->options.writable && !im->writable)
+    return error_set (e, EROFS, "it cannot be written to: %s",
+                      l->needs.refused ? l->needs.refused
+                      : "it is read-only");
+  return 0;
+}
+
+static void
+close_format (struct image *im)
+{
+  struct error e = ERROR_INIT;
+
+  if (im->format)
+    im->format->ops->close (im->format, &e);
+  im->format = NULL;
+}
+
+static int
+parse (struct layer *l, uint64_t cache_size, struct error *e)
+{
+  struct image *im = l->im;
+  struct format_open_options opts = {
+    .writable = im->storage->caps.writable
+      && (im->options.writable || im->options.writable_if_permitted),
+    .discard = im->options.discard,
+    .info_only = im->options.info_only,
+    .check = im->options.check,
+    .cache_size = cache_size,
+  };
+
+  close_format (im);
+  format_needs_free (&l->needs);
+  im->format = l->format->open (im->storage, &opts, &l->needs, e);
+  if (!im->format || copy_names (l, e) == -1)
+    return -1;
+  if (l->needs.crypto && !opts.info_only)
+    return error_set (e, ENOTSUP, "the image is encrypted, and encryption is "
+                      "not built yet");
+  return decide_writable (l, e);
+}
+
+int
+layer_parse (struct layer *l, uint64_t cache_size, struct error *e)
+{
+  if (parse (l, cache_size, e) == -1)
+    return error_prefix (e, "%s", l->im->name);
+  return layer_lock (l->im, l->is_backing, l->im->options.writable, e);
+}
+
+/* ---- what it needs ---- */
+
+static struct policy_image
+policy_image (const struct layer *l)
+{
+  return (struct policy_image) {
+    .name = l->im->name,
+    .path = tree_filename (l->tree),
+    .untrusted = l->im->options.untrusted,
+  };
+}
+
+/* The node of the data file.  Owned. */
+static json_t *
+data_file_node (const struct layer *l, struct error *e)
+{
+  struct policy_image in = policy_image (l);
+  json_t *node = json_object_get (l->tree, "data-file");
+
+  if (node)
+    return json_incref (node);
+  if (l->needs.data_file_name)
+    return policy_data_file (&in, l->needs.data_file_name, e);
+  error_set (e, EINVAL, "%s: it needs an external data file and names none; "
+             "name it by data-file.filename=", l->im->name);
+  return NULL;
+}
+
+/* QEMU takes a relative name of a data file from the current directory. */
+static int
+open_data_file (struct layer *l, json_t *node, struct error *e)
+{
+  struct source_options opts = storage_options (l->im);
+  const char *name = l->needs.data_file_name;
+
+  l->im->data_file = source_open (node, &opts, e);
+  if (l->im->data_file)
+    return 0;
+  if (e->err == ENOENT && name && *name != '/')
+    return error_prefix (e, "%s: its data file (a relative name is taken from "
+                         "the current directory, not from the image's)",
+                         l->im->name);
+  return error_prefix (e, "%s: its data file", l->im->name);
+}
+
+/* The layer itself stands in the chain: look before its data file does. */
+static int
+check_data_file (struct layer *l, struct layer *top, struct error *e)
+{
+  struct image *im = l->im;
+  struct storage *st = im->data_file;
+  int r;
+
+  im->data_file = NULL;
+  r = check_loop (top, st, im->name, "data file", e);
+  im->data_file = st;
+  return r;
+}
+
+int
+layer_open_data_file (struct layer *l, struct layer *top, struct error *e)
+{
+  struct image *im = l->im;
+  json_t *node;
+  int r;
+
+  if (im->options.info_only)
+    return 0;
+  if (!l->needs.data_file)
+    return json_object_get (l->tree, "data-file")
+      ? error_set (e, EINVAL, "%s: 'data-file' can only be set for images with "
+                   "an external data file", im->name) : 0;
+  node = data_file_node (l, e);
+  if (!node)
+    return -1;
+  r = open_data_file (l, node, e);
+  json_decref (node);
+  if (r == -1 || check_data_file (l, top, e) == -1)
+    return -1;
+  if (im->writable && !im->data_file->caps.writable)
+    im->writable = false;
+  return layer_lock (im, l->is_backing, im->options.writable, e);
+}
+
+/* ---- backing file ---- */
+
+/* The user gave options for the backing file, but left its name to the image:
+ * {"driver": ..., "read-only": ...}.
+ */
+static json_t *
+merge_backing (const struct layer *l, json_t *partial, struct error *e)
+{
+  struct policy_image in = policy_image (l);
+  const char *format = tree_text (partial, "driver");
+  json_t *tree, *outer;
+
+  if (!l->needs.backing) {
+    error_set (e, EINVAL, "%s: 'backing' gives no file, and the image has no "
+               "backing file", l->im->name);
+    return NULL;
+  }
+  tree = policy_backing (&in, l->needs.backing,
+                         format ? format : l->needs.backing_format, e);
+  if (!tree)
+    return NULL;
+  if (json_object_get (tree, "file"))
+    outer = json_incref (tree);
+  else
+    outer = json_pack ("{sO}", "file", tree);
+  if (!outer || json_object_update (outer, partial) == -1) {
+    error_nomem (e, "image options", 0);
+    json_decref (outer);
+    outer = NULL;
+  }
+  json_decref (tree);
+  return outer;
+}
+
+int
+layer_backing (const struct layer *l, json_t **tree, struct error *e)
+{
+  struct policy_image in = policy_image (l);
+  json_t *given = json_object_get (l->tree, "backing");
+
+  *tree = NULL;
+  if (given && !l->format->has_backing && !json_is_null (given))
+    return error_set (e, EINVAL, "Block format '%s' does not support the "
+                      "option 'backing'", l->format->name);
+  if (l->im->options.no_backing || json_is_null (given)
+      || (l->im->options.info_only && !l->im->options.info_chain))
+    return 0;
+  if (json_object_get (given, "file"))
+    *tree = json_incref (given);
+  else if (given)
+    *tree = merge_backing (l, given, e);
+  else if (l->needs.backing)
+    *tree = policy_backing (&in, l->needs.backing, l->needs.backing_format, e);
+  else
+    return 0;
+  return *tree ? 1 : -1;
+}
+
+/* ---- ready ---- */
+
+/* An internal snapshot in place of the disk. */
+static int
+open_view (struct image *im, struct error *e)
+{
+  const struct format_ops *ops = im->format->ops;
+
+  if (!im->options.snapshot)
+    return 0;
+  if (!ops->open_view)
+    return error_set (e, ENOTSUP, "the format %s has no internal snapshots",
+                      ops->name);
+  im->view = ops->open_view (im->format, im->options.snapshot, &im->size, e);
+  return im->view ? 0 : -1;
+}
+
+static int
+activate (struct image *im, struct error *e)
+{
+  if (im->format->ops->activate (im->format, im->data_file,
+                                 im->backing != NULL, e) == -1)
+    return -1;
+  im->size = im->format->info.size;
+  if (!im->format->info.identity
+      && !(im->packed = packed_cache_new (PACKED_CACHE_SIZE, e)))
+    return -1;
+  return open_view (im, e);
+}
+
+/* For info nothing is mapped, and what only mapping needs (a data file, a key)
+ * may be missing.
+ */
+int
+layer_activate (struct layer *l, struct error *e)
+{
+  if (l->im->options.info_only) {
+    l->im->size = l->im->format->info.size;
+    return 0;
+  }
+  if (activate (l->im, e) == 0)
+    return 0;
+  return error_prefix (e, "%s", l->im->name);
+}
+
+void
+layer_free (struct layer *l)
+{
+  struct error e = ERROR_INIT;
+
+  if (!l)
+    return;
+  image_close (l->im, &e);
+  json_decref (l->tree);
+  format_needs_free (&l->needs);
+  free (l);
+}
