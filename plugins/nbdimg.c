@@ -28,7 +28,6 @@
 #include "common/codec.h"
 #include "common/error.h"
 #include "common/log.h"
-#include "formats/format.h"
 #include "plugins/params.h"
 #include "server/server.h"
 

@@ -19,10 +19,8 @@
 #include "common/cleanup.h"
 #include "common/error.h"
 #include "common/text.h"
-#include "formats/format.h"
 #include "image/image.h"
 #include "plugins/params.h"
-#include "storage/storage.h"
 
 static struct {
   const char *file, *image_opts, *format;       /* nbdkit's strings */
