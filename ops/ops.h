@@ -19,7 +19,6 @@
 #include <jansson.h>
 
 #include "common/error.h"
-#include "common/lock.h"
 #include "image/image.h"
 
 /* Progress, cancellation and rate limit of one run. */
@@ -35,19 +34,6 @@ struct op_ctx {
 };
 
 extern bool op_cancelled (const struct op_ctx *ctx);
-
-/* The rate limit of a run, shared by its workers. */
-struct op_pace {
-  struct mutex mutex;
-  uint64_t due_ns;              /* guarded by mutex: when the bytes that were
-                                   moved so far may have been moved */
-};
-extern void op_pace_init (struct op_pace *p);
-extern void op_pace_destroy (struct op_pace *p);
-
-/* BYTES were moved: sleep until more may be.  Ends early when cancelled. */
-extern void op_pace_wait (const struct op_ctx *ctx, struct op_pace *p,
-                          uint64_t bytes);
 
 /* ---- info ---- */
 
