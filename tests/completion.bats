@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright the nbdimg developers.
+
+# Bash completion: what it offers is what the tool takes.
+
+load lib
+
+# complete_line WORD...: what is offered for the last word
+complete_line () {
+  COMP_WORDS=(nbdimg "$@") COMP_CWORD=$# COMPREPLY=()
+  # shellcheck source=/dev/null
+  . "$SRCDIR/completions/nbdimg"
+  _nbdimg
+  printf '%s\n' "${COMPREPLY[@]}"
+}
+
+commands='check compare convert create info io map serve'
+
+@test "commands, files and the words of options are offered" {
+  touch disk.qcow2 disk.raw
+  [ "$(complete_line '' | xargs)" = "$commands" ]
+  [ "$(complete_line co | xargs)" = 'compare convert' ]
+  [ "$(complete_line info disk.q)" = disk.qcow2 ]
+  [ "$(complete_line -T x inf)" = info ]
+  [ "$(complete_line info --output js)" = json ]
+  [ "$(complete_line info --output = js)" = json ]
+  [ "$(complete_line info --output = | xargs)" = 'human json' ]
+  [ "$(complete_line convert -O q)" = qcow2 ]
+  [ "$(complete_line convert -t wr | xargs)" = 'writeback writethrough' ]
+  [ "$(complete_line check -r a)" = all ]
+  [ "$(complete_line convert -c disk.r)" = disk.raw ]
+  [ "$(complete_line compare -s disk.r)" = disk.raw ]
+  [ "$(complete_line map --max)" = --max-length ]
+  [ "$(complete_line serve --backing o | xargs)" = 'on off' ]
+  [ "$(complete_line create -o x)" = '' ]
+}
+
+@test "every option that is offered is known to the tool" {
+  local command option bad=0
+  for command in $commands; do
+    for option in $(complete_line "$command" -); do
+      run "$NBDIMG" "$command" "$option" -h </dev/null
+      if [[ $output == *'unrecognized option'* ||
+            $output == *'invalid option'* ]]; then
+        echo "$command $option: $output"
+        bad=1
+      fi
+    done
+  done
+  [ $bad = 0 ]
+}
+
+@test "every option that a command's help names is offered" {
+  local command option bad=0 offered
+  for command in $commands; do
+    offered=" $(complete_line "$command" - | xargs) "
+    for option in $("$NBDIMG" "$command" --help |
+        grep -oE '(^|[ ,[|(])--[a-z][a-z-]+' | grep -oE -- '--[a-z-]+' |
+        sort -u); do
+      if [[ $offered != *" $option "* ]]; then
+        echo "$command $option is not offered"
+        bad=1
+      fi
+    done
+  done
+  [ $bad = 0 ]
+}
