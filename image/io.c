@@ -299,8 +299,10 @@ write_place (const struct write_job *w, const struct placement *p, size_t n,
     return write_joined (w, p, n, e);
   if (fill (w->im, p, p->guest, head, e) == -1)
     return -1;
-  if ((w->buf || !p->reads_zero)
-      && put (w, p->storage, p->host + head, n, 0, e) == -1)
+  /* Zeroes too, although the place may read as zero already: the file must
+   * reach as far as its tables say.
+   */
+  if (put (w, p->storage, p->host + head, n, 0, e) == -1)
     return -1;
   return fill (w->im, p, end, tail, e);
 }
@@ -452,10 +454,12 @@ image_write (struct image *im, const void *buf, size_t len, uint64_t offset,
   if (len == 0)
     return 0;
   if (im->options.detect_zeroes != DETECT_ZEROES_OFF && is_zero (buf, len)) {
-    if (im->options.detect_zeroes == DETECT_ZEROES_UNMAP)
-      flags |= IMAGE_MAY_UNMAP;
+    flags |= IMAGE_MAY_UNMAP;
+    if (im->options.detect_zeroes == DETECT_ZEROES_ON)
+      flags |= IO_KEEP;
     return image_zero (im, offset, len, flags, e);
   }
+  flags = io_durable (im, flags);
   w.storage_flags = io_fua_flag (im, flags);
   gate_enter (&im->gate);
   r = write_gated (&w, e);
@@ -535,7 +539,9 @@ image_write_stream (struct image *im, const void *buf, size_t len,
   r = put_stream (im, stream, packed_length, offset, e);
   range_unlock (&im->ranges, &range);
   gate_leave (&im->gate);
-  return r;
+  if (r == -1 || !io_durable (im, 0))
+    return r;
+  return image_flush (im, e);
 }
 
 int
