@@ -24,6 +24,21 @@ io_storage (const struct image *im, enum map_storage where)
   return where == MAP_IN_DATA_FILE ? im->data_file : im->storage;
 }
 
+/* A flag beside enum image_flags, for detect-zeroes=on: zero as MAY_UNMAP does,
+ * but what has space keeps it.
+ */
+enum { IO_KEEP = 1 << 8 };
+
+/* With cache=writethrough and directsync each write is durable when it is
+ * answered: its metadata too, which the storage knows nothing of.
+ */
+static inline unsigned
+io_durable (const struct image *im, unsigned flags)
+{
+  return im->options.cache == CACHE_WRITETHROUGH
+    || im->options.cache == CACHE_DIRECTSYNC ? flags | IMAGE_FUA : flags;
+}
+
 /* Offset and length inside the disk, and open for writing? */
 extern int io_check_write (struct image *im, uint64_t offset, uint64_t len,
                            struct error *e);

@@ -93,10 +93,10 @@ zero_by_format (struct image *im, uint64_t offset, uint64_t len,
                 unsigned flags, uint64_t *done, struct error *e)
 {
   bool may_unmap = flags & IMAGE_MAY_UNMAP;
+  bool keep = !may_unmap || !im->options.discard || flags & IO_KEEP;
 
   *done = 0;
-  if ((!may_unmap || !im->options.discard)
-      && unmap (im, offset, len, UNMAP_KEEP, done, e) == -1)
+  if (keep && unmap (im, offset, len, UNMAP_KEEP, done, e) == -1)
     return -1;
   if (*done || !may_unmap)
     return 0;
@@ -173,8 +173,9 @@ image_zero (struct image *im, uint64_t offset, uint64_t len, unsigned flags,
   if ((flags & IMAGE_FAST) && !is_fast (im, offset, len, flags))
     return error_set (e, ENOTSUP, "%s: zeroes are not faster than data here",
                       im->name);
+  flags = io_durable (im, flags);
   w.storage_flags = io_fua_flag (im, flags);
-  if (flags & IMAGE_MAY_UNMAP && im->options.discard)
+  if (flags & IMAGE_MAY_UNMAP && im->options.discard && !(flags & IO_KEEP))
     w.storage_flags |= STORAGE_MAY_UNMAP;
   for (; r == 0 && len > 0; len -= n) {
     n = min_u64 (len, PIECE);
@@ -246,7 +247,7 @@ image_trim (struct image *im, uint64_t offset, uint64_t len, unsigned flags,
       r = trim_units (im, offset, n, e);
     gate_leave (&im->gate);
   }
-  if (r == -1 || !(flags & IMAGE_FUA))
+  if (r == -1 || !(io_durable (im, flags) & IMAGE_FUA))
     return r;
   return image_flush (im, e);
 }

@@ -217,9 +217,8 @@ check (struct error *e)
   if (params.format && params.image_opts)
     return error_set (e, EINVAL,
                       "format= goes with file=; in image-opts= it is driver=");
-  if (params.format && !format_by_name (params.format))
-    return error_set (e, EINVAL, "format=%s: there is no such format; nbdkit "
-                      "nbdimg --dump-plugin lists them", params.format);
+  if (params.format && !format_lookup (params.format, e))
+    return error_prefix (e, "format=%s", params.format);
   if (o->detect_zeroes == DETECT_ZEROES_UNMAP && !o->discard)
     return error_set (e, EINVAL, "detect-zeroes=unmap needs discard=unmap");
   return 0;

@@ -123,7 +123,7 @@ connection_flush (struct connection *c, struct error *e)
  */
 static int
 merge_extents (struct image *im, uint64_t offset, uint64_t end,
-               const struct image_extent *kind, uint64_t *length,
+               unsigned flags, const struct image_extent *kind, uint64_t *length,
                struct image_extent *next, unsigned *lookups, struct error *e)
 {
   *length = kind->length;
@@ -132,7 +132,7 @@ merge_extents (struct image *im, uint64_t offset, uint64_t end,
     uint64_t at = offset + *length;
 
     ++*lookups;
-    if (image_extents (im, at, end - at, 0, next, e) == -1)
+    if (image_extents (im, at, end - at, flags, next, e) == -1)
       return -1;
     if (next->data != kind->data || next->zero != kind->zero)
       return 0;
@@ -143,18 +143,20 @@ merge_extents (struct image *im, uint64_t offset, uint64_t end,
 }
 
 static int
-extents_inside (struct image *im, uint64_t offset, uint64_t end, bool one,
-                connection_add_extent add, void *opaque, struct error *e)
+extents_inside (struct connection *c, struct image *im, uint64_t offset,
+                uint64_t end, bool one, connection_add_extent add,
+                void *opaque, struct error *e)
 {
+  unsigned flags = c->extents_flags;
   struct image_extent kind, next = { .length = 0 };
   unsigned lookups = 1;
   uint64_t length;
 
-  if (image_extents (im, offset, end - offset, 0, &kind, e) == -1)
+  if (image_extents (im, offset, end - offset, flags, &kind, e) == -1)
     return -1;
   do {
-    if (merge_extents (im, offset, end, &kind, &length, &next, &lookups, e)
-        == -1)
+    if (merge_extents (im, offset, end, flags, &kind, &length, &next, &lookups,
+                       e) == -1)
       return -1;
     if (add (opaque, offset, length, kind.data, kind.zero, e) == -1)
       return error_set (e, EIO, "block status: the extent was not taken");
@@ -174,6 +176,6 @@ connection_extents (struct connection *c, uint64_t offset, uint64_t len,
   if (!im)
     return -1;
   len = min_u64 (len, CONNECTION_EXTENTS_MAX);
-  return leave (c, extents_inside (im, offset, offset + len, one, add, opaque,
-                                   e));
+  return leave (c, extents_inside (c, im, offset, offset + len, one, add,
+                                   opaque, e));
 }

@@ -40,6 +40,7 @@ struct connection {
   struct export *export;        /* borrowed */
   uint64_t size;                /* bytes */
   bool writable;
+  unsigned extents_flags;       /* enum image_extents_flags */
 };
 
 #endif /* NBDIMG_SERVER_INTERNAL_H */

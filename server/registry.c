@@ -157,6 +157,23 @@ server_list (struct server *s,
   return r;
 }
 
+/* Are clusters that were allocated and never written worth looking for?  They
+ * are holes of the file, as preallocation=metadata leaves them, and a client
+ * that learns that they are zero need not read them.  But to ask the file
+ * system costs a system call for each extent and cuts the answer into many, so
+ * it is asked where at least a quarter of the file is holes.
+ */
+static unsigned
+choose_extents_flags (struct image *im)
+{
+  uint64_t size = storage_size (im->storage), used;
+  struct error e = ERROR_INIT;
+
+  if (storage_disk_size (im->storage, &used, &e) == -1)
+    return EXTENTS_METADATA;
+  return used < size - size / 4 ? 0 : EXTENTS_METADATA;
+}
+
 static int
 connect_inside (struct server *s, struct connection *c, const char *name,
                 bool readonly, struct error *e)
@@ -179,6 +196,7 @@ connect_inside (struct server *s, struct connection *c, const char *name,
   if (!readonly && !c->writable)
     log_debug ("%s: not writable, served read-only", im->name);
   c->size = image_size (im);
+  c->extents_flags = choose_extents_flags (im);
   return 0;
 }
 

@@ -259,14 +259,14 @@ assert h.pread(8 << 20, 0) == bytes(8 << 20)"'
   captive -- disk -- 'nbdsh -u "$uri" -c "
 import nbd
 try:
-    h.pwrite(b\"QFI\\xfb\" + bytes(508), 0)
+    h.pwrite(b\"QFI\\xfb\\0\\0\\0\\3\" + bytes(504), 0)
     assert False
 except nbd.Error as e:
     assert e.errno == \"EPERM\", e
 h.pwrite(b\"other\" + bytes(507), 0)
 assert h.pread(512, 0) == b\"other\" + bytes(507)"'
   captive -- disk format=raw -- \
-    'nbdsh -u "$uri" -c "h.pwrite(b\"QFI\\xfb\" + bytes(508), 0)"'
+    'nbdsh -u "$uri" -c "h.pwrite(b\"QFI\\xfb\\0\\0\\0\\3\" + bytes(504), 0)"'
   [ "$(peek disk 0 4)" = 514649fb ]
 }
 
@@ -319,6 +319,8 @@ for c in h, g, h:
 @test "an NBD export can be the image, also a server that is run for it" {
   need qemu-nbd
   make_disk qcow2 disk 8M
+  # An export cannot grow: it is made as large as the image may get.
+  truncate -s 10M disk
   start_qemu_nbd -f raw disk
   random_image data 8M 5
   uri0=$URI captive -- "file=$URI" format=qcow2 -- 'nbdcopy data "$uri"'

@@ -4,6 +4,10 @@
 
 # Helpers for the tests of the plugin and of serve, beside lib.bash.
 
+# libnbd's Python module belongs to the system's Python, whatever other one
+# comes first in PATH; nbdsh takes the first.
+PATH=/usr/bin:$PATH
+
 # captive [NBDKIT-OPTION]... -- [PARAMETER]... -- COMMAND: a server for the
 # time of a shell command, which finds it as $uri.
 captive () {

@@ -225,7 +225,7 @@ except nbd.Error:
   expect_error 1 'nbdinfo --list' "$NBDIMG" serve -L
   expect_error 1 'bitmaps' "$NBDIMG" serve -B b0 disk
   expect_error 1 'nbdimg map' "$NBDIMG" serve -A disk
-  expect_error 1 '--tls-psk' "$NBDIMG" serve --object tls-creds-psk,id=t disk
+  expect_error 1 '--tls-psk' "$NBDIMG" serve --tls-creds t disk
 }
 
 @test "--print-command can be run by a shell" {

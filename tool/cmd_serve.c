@@ -8,7 +8,6 @@
 #include <config.h>
 
 #include <errno.h>
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,27 +16,23 @@
 #include "common/bytes.h"
 #include "common/error.h"
 #include "common/text.h"
-#include "formats/format.h"
-#include "storage/storage.h"
 #include "tool/serve.h"
-
-extern int cmd_serve (int argc, char **argv);
+#include "tool/tool.h"
 
 enum {
-  OPT_IMAGE_OPTS = 256, OPT_CACHE, OPT_AIO, OPT_DISCARD, OPT_DETECT_ZEROES,
+  OPT_CACHE = TOOL_OPT_OWN, OPT_AIO, OPT_DISCARD, OPT_DETECT_ZEROES,
   OPT_BACKING, OPT_UNTRUSTED, OPT_METADATA_CACHE, OPT_SHARE, OPT_ONCE,
   OPT_TLS, OPT_TLS_CERTIFICATES, OPT_TLS_PSK, OPT_TLS_VERIFY_PEER, OPT_FORK,
-  OPT_PID_FILE, OPT_RUN, OPT_THREADS, OPT_PRINT_COMMAND, OPT_OBJECT,
-  OPT_TLS_CREDS, OPT_TLS_AUTHZ, OPT_TLS_HOSTNAME,
+  OPT_PID_FILE, OPT_RUN, OPT_THREADS, OPT_PRINT_COMMAND, OPT_TLS_CREDS,
+  OPT_TLS_AUTHZ, OPT_TLS_HOSTNAME,
 };
 
-static const char short_options[] = "hVf:rl:so:nUk:p:b:x:D:e:tvT:AB:c:dL";
+static const char letters[] = "f:rl:so:nUk:p:b:x:D:e:tvT:AB:c:dL";
 
 static const struct option long_options[] = {
-  { "help", no_argument, NULL, 'h' },
-  { "version", no_argument, NULL, 'V' },
+  TOOL_LONG_OPTIONS,
   { "format", required_argument, NULL, 'f' },
-  { "image-opts", no_argument, NULL, OPT_IMAGE_OPTS },
+  { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
   { "read-only", no_argument, NULL, 'r' },
   { "load-snapshot", required_argument, NULL, 'l' },
   { "snapshot", no_argument, NULL, 's' },
@@ -70,14 +65,12 @@ static const struct option long_options[] = {
   { "threads", required_argument, NULL, OPT_THREADS },
   { "print-command", no_argument, NULL, OPT_PRINT_COMMAND },
   { "verbose", no_argument, NULL, 'v' },
-  { "trace", required_argument, NULL, 'T' },
   /* qemu-nbd's that are refused by name */
   { "allocation-depth", no_argument, NULL, 'A' },
   { "bitmap", required_argument, NULL, 'B' },
   { "connect", required_argument, NULL, 'c' },
   { "disconnect", no_argument, NULL, 'd' },
   { "list", no_argument, NULL, 'L' },
-  { "object", required_argument, NULL, OPT_OBJECT },
   { "tls-creds", required_argument, NULL, OPT_TLS_CREDS },
   { "tls-authz", required_argument, NULL, OPT_TLS_AUTHZ },
   { "tls-hostname", required_argument, NULL, OPT_TLS_HOSTNAME },
@@ -85,7 +78,7 @@ static const struct option long_options[] = {
 };
 
 static const char usage[] =
-"usage: nbdimg serve [OPTION]... IMAGE\n"
+"serve [OPTION]... IMAGE\n"
 "Serve a disk image over NBD, and print the URI to connect to.\n"
 "\n"
 "The image:\n"
@@ -128,7 +121,7 @@ static const char usage[] =
 "      --threads=NUM          requests at a time, for each client\n"
 "      --print-command        show the nbdkit command and do nothing\n"
 "  -v, --verbose              nbdkit's debug messages\n"
-"  -T, --trace=...            accepted, does nothing\n"
+"  -T, --trace=...            accepted, as qemu-nbd takes it\n"
 "  -h, --help   -V, --version\n";
 
 /* What qemu-nbd has and we do not, and what to do instead. */
@@ -140,8 +133,6 @@ static const struct { int option; const char *name, *advice; } refused[] = {
     "/dev/nbdX" },
   { 'd', "--disconnect", "nbd-client -d /dev/nbdX" },
   { 'L', "--list", "nbdinfo --list URI" },
-  { OPT_OBJECT, "--object", "for TLS give --tls-certificates=DIR or "
-    "--tls-psk=FILE; secrets are not built yet" },
   { OPT_TLS_CREDS, "--tls-creds", "give --tls-certificates=DIR or "
     "--tls-psk=FILE" },
   { OPT_TLS_AUTHZ, "--tls-authz", "--tls-verify-peer admits the clients "
@@ -156,7 +147,7 @@ refuse (int option, struct error *e)
     if (refused[i].option == option)
       return error_set (e, ENOTSUP, "%s is not supported: %s",
                         refused[i].name, refused[i].advice);
-  return error_set (e, EINVAL, "see nbdimg serve --help");
+  return error_set (e, EINVAL, "unknown option");
 }
 
 /* qemu-nbd's -l: NAME, snapshot.id=ID or snapshot.name=NAME. */
@@ -197,7 +188,7 @@ set_image_option (struct serve *s, int option, const char *arg,
 {
   switch (option) {
   case 'f': s->format = arg; return 0;
-  case OPT_IMAGE_OPTS: s->image_opts = true; return 0;
+  case TOOL_OPT_IMAGE_OPTS: s->image_opts = true; return 0;
   case 'r': s->readonly = true; return 0;
   case 'l': s->snapshot = snapshot_of (arg); return 0;
   case 's': s->temporary = true; return 0;
@@ -238,7 +229,6 @@ set_server_option (struct serve *s, int option, const char *arg,
   case OPT_RUN: s->run = arg; return 0;
   case OPT_THREADS: return set_threads (s, arg, e);
   case 'v': s->verbose = true; return 0;
-  case 'T': return 0;
   }
   return 1;
 }
@@ -246,7 +236,7 @@ set_server_option (struct serve *s, int option, const char *arg,
 struct request {
   struct serve serve;
   const char *socket;           /* -k, as it was given */
-  bool print_command, done;     /* done: --help or --version was answered */
+  bool print_command;
 };
 
 static int
@@ -255,11 +245,6 @@ set_option (struct request *rq, int option, const char *arg, struct error *e)
   int r;
 
   switch (option) {
-  case 'h': fputs (usage, stdout); rq->done = true; return 0;
-  case 'V':
-    puts ("nbdimg version " PACKAGE_VERSION);
-    rq->done = true;
-    return 0;
   case 'k': rq->socket = arg; return 0;
   case OPT_PRINT_COMMAND: rq->print_command = true; return 0;
   }
@@ -269,24 +254,32 @@ set_option (struct request *rq, int option, const char *arg, struct error *e)
   return r == 1 ? refuse (option, e) : r;
 }
 
+/* Returns 0, or -1 when the command is over: E says why, or ARGS->status has
+ * the exit code.
+ */
 static int
-parse_options (int argc, char **argv, struct request *rq, struct error *e)
+parse_options (struct tool_args *args, struct request *rq, struct error *e)
 {
-  int option;
+  int option, r;
 
-  optind = 0;
-  while (!rq->done && (option = getopt_long (argc, argv, short_options,
-                                             long_options, NULL)) != -1)
-    if (set_option (rq, option, optarg, e) == -1)
+  while ((option = tool_getopt (args)) != -1) {
+    if (option == TOOL_STOP)
       return -1;
-  if (rq->done)
-    return 0;
-  if (optind >= argc)
-    return error_set (e, EINVAL, "no image: see nbdimg serve --help");
-  if (argc - optind > 1)
+    if (option == 'T') {
+      r = tool_trace (optarg);
+      args->status = r == -1 ? 1 : 0;
+      if (r != 0)
+        return -1;
+    }
+    else if (set_option (rq, option, optarg, e) == -1)
+      return -1;
+  }
+  if (optind >= args->argc)
+    return error_set (e, EINVAL, "no image to serve");
+  if (args->argc - optind > 1)
     return error_set (e, ENOTSUP, "%s: a second image: serving more than one "
-                      "image is not built yet", argv[optind + 1]);
-  rq->serve.image = argv[optind];
+                      "image is not built yet", args->argv[optind + 1]);
+  rq->serve.image = args->argv[optind];
   return 0;
 }
 
@@ -304,9 +297,8 @@ check_image (const struct serve *s, struct error *e)
   if (s->format && s->image_opts)
     return error_set (e, EINVAL, "--format does not go with --image-opts: "
                       "write driver=%s there", s->format);
-  if (s->format && !format_by_name (s->format))
-    return error_set (e, EINVAL, "--format=%s: there is no such format",
-                      s->format);
+  if (s->format && !format_lookup (s->format, e))
+    return error_prefix (e, "--format=%s", s->format);
   if (s->force_share && !s->readonly && !s->snapshot)
     return error_set (e, EINVAL, "--force-share needs --read-only");
   return 0;
@@ -420,13 +412,16 @@ serve (struct request *rq, struct error *e)
 int
 cmd_serve (int argc, char **argv)
 {
+  struct tool_args args = {
+    .argc = argc, .argv = argv, .letters = letters, .options = long_options,
+    .usage = usage,
+  };
   struct request rq = { .print_command = false };
   struct error e = ERROR_INIT;
-  int r = parse_options (argc, argv, &rq, &e);
+  int r = parse_options (&args, &rq, &e);
 
-  if (r == 0 && !rq.done)
-    r = serve (&rq, &e);
   if (r == -1)
-    fprintf (stderr, "nbdimg: %s\n", e.text);
-  return r == 0 ? 0 : 1;
+    return e.err ? tool_misuse ("%s", e.text) : args.status;
+  r = serve (&rq, &e);
+  return e.err ? tool_fail (&e) : r;
 }

@@ -35,6 +35,7 @@
 #include "common/error.h"
 #include "common/text.h"
 #include "tool/serve.h"
+#include "tool/tool.h"
 
 /* ---- the socket ---- */
 
@@ -157,8 +158,7 @@ become (const struct arguments *a)
   sigemptyset (&none);
   sigprocmask (SIG_SETMASK, &none, NULL);
   execvp (a->argv[0], a->argv);
-  fprintf (stderr, "nbdimg: cannot run %s: %s\n", a->argv[0],
-           strerror (errno));
+  tool_error ("cannot run %s: %s", a->argv[0], strerror (errno));
   _exit (errno == ENOENT ? 127 : 126);
 }
 
@@ -253,8 +253,8 @@ static int
 exit_status (int status)
 {
   if (WIFSIGNALED (status))
-    fprintf (stderr, "nbdimg: nbdkit was ended by signal %d (%s)\n",
-             WTERMSIG (status), strsignal (WTERMSIG (status)));
+    tool_error ("nbdkit was ended by signal %d (%s)", WTERMSIG (status),
+                strsignal (WTERMSIG (status)));
   return WIFEXITED (status) && WEXITSTATUS (status) == 0 ? 0 : 1;
 }
 
@@ -362,7 +362,7 @@ serve_daemon (const struct serve *s, struct error *e)
     close (fds[0]);
     status = serve_between (s, fds[1], e);
     if (e->err)
-      fprintf (stderr, "nbdimg: %s\n", e->text);
+      tool_fail (e);
     if (status != 0)
       serve_remove_socket (s);
     _exit (status == 0 ? 0 : 1);
