@@ -1,0 +1,297 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* Convert: copy disks into a target image (ops.h).  Here: what the options
+ * mean for this target, and the workers.
+ *
+ * Layer: ops.  Locking: see convert.h.  The caller's thread is a worker too,
+ * so that the operation works where no thread can be made.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/bytes.h"
+#include "ops/convert.h"
+
+enum { MAX_WORKERS = 16 };
+
+/* A chunk should stay in a processor's own cache from its read to its write,
+ * and be long enough that a request to a server is worth its while.
+ */
+static const uint64_t default_chunk = 1 * MiB;
+
+/* Holes are given in pages of the file system's cache. */
+static const uint64_t default_block = 4 * KiB;
+
+/* All workers' buffers of data together; -S of some megabytes makes chunks as
+ * large.
+ */
+static const uint64_t max_memory = 64 * MiB;
+
+/* ---- what the options mean ---- */
+
+static int
+add_sources (struct convert *c, struct error *e)
+{
+  size_t n = c->opts->nr_sources;
+
+  c->sources = calloc (n, sizeof c->sources[0]);
+  if (!c->sources)
+    return error_nomem (e, "sources", n * sizeof c->sources[0]);
+  for (size_t i = 0; i < n; ++i) {
+    struct convert_source *s = &c->sources[i];
+
+    s->im = c->opts->sources[i];
+    s->start = c->total;
+    s->size = image_size (s->im);
+    if (!round_up_ok (s->size, SECTOR_SIZE, &s->span)
+        || !add_ok (c->total, s->span, &c->total)
+        || c->total > (uint64_t) INT64_MAX)
+      return error_set (e, EFBIG, "the sources are too large together");
+  }
+  c->nr_sources = n;
+  return 0;
+}
+
+/* A raw target that cannot grow may end within its last sector. */
+static int
+check_target (struct convert *c, struct error *e)
+{
+  struct image *t = c->target;
+  const struct format_info *info = &t->format->info;
+  uint64_t size = image_size (t);
+
+  if (c->total > round_up (size, SECTOR_SIZE))
+    return error_set (e, ENOSPC, "%s: the target has %" PRIu64 " bytes, the "
+                      "sources %" PRIu64, t->name, size, c->total);
+  if (c->opts->compressed && !info->can_pack)
+    return error_set (e, ENOTSUP, "%s: this image cannot hold compressed "
+                      "clusters; leave out -c", t->name);
+  c->target_size = size;
+  if (info->identity && !t->storage->caps.can_grow)
+    c->target_size = min_u64 (size, storage_size (t->storage));
+  return 0;
+}
+
+static uint64_t
+power_of_2_from (uint64_t v)
+{
+  uint64_t p = SECTOR_SIZE;
+
+  while (p < v)
+    p *= 2;
+  return p;
+}
+
+static void
+choose_sizes (struct convert *c)
+{
+  const struct convert_opts *opts = c->opts;
+
+  c->block = default_block;
+  if (opts->sparse_size) {
+    c->detect = power_of_2_from (min_u64 (opts->sparse_size, 16 * MiB));
+    c->block = min_u64 (c->block, c->detect);
+  }
+  if (opts->compressed) {
+    c->cluster = c->target->format->info.cluster_size;
+    c->block = min_u64 (c->block, c->cluster);
+  }
+  c->chunk = max_u64 (default_chunk, max_u64 (c->detect, c->cluster));
+}
+
+/* Two names of one layer: the same file, seen through the same format. */
+static bool
+same_layer (const struct image *a, const struct image *b)
+{
+  return storage_same (a->storage, b->storage)
+    && strcmp (a->storage->ops->driver, b->storage->ops->driver) == 0
+    && a->format->ops == b->format->ops
+    && !a->view && !b->view
+    && image_size (a) == image_size (b);
+}
+
+static void
+find_base (struct convert *c)
+{
+  unsigned depth = 0;
+
+  c->base_depth = UINT_MAX;
+  c->base = c->opts->target_has_backing ? c->target->backing : NULL;
+  if (!c->base || c->nr_sources != 1)
+    return;
+  for (const struct image *im = c->sources[0].im; im; im = im->backing) {
+    if (same_layer (im, c->base)) {
+      c->base_depth = depth;
+      return;
+    }
+    ++depth;
+  }
+}
+
+static bool
+is_remote (const struct image *im)
+{
+  for (; im; im = im->backing)
+    if (!im->storage->caps.is_local_file && !im->storage->caps.is_device)
+      return true;
+  return false;
+}
+
+/* Local work is bound by the processors; remote work waits, and some requests
+ * on the way make up for that.
+ */
+static unsigned
+choose_workers (const struct convert *c)
+{
+  long cpus = sysconf (_SC_NPROCESSORS_ONLN);
+  unsigned n = cpus > 2 ? (unsigned) min_u64 ((uint64_t) cpus, 8) : 2;
+
+  if (c->opts->parallel)
+    n = (unsigned) min_u64 (c->opts->parallel, MAX_WORKERS);
+  else {
+    for (size_t i = 0; i < c->nr_sources; ++i)
+      if (is_remote (c->sources[i].im))
+        n = 8;
+    if (is_remote (c->target))
+      n = 8;
+  }
+  return (unsigned) min_u64 (n, max_u64 (1, max_memory / c->chunk));
+}
+
+static int
+setup (struct convert *c, struct error *e)
+{
+  if (add_sources (c, e) == -1 || check_target (c, e) == -1)
+    return -1;
+  choose_sizes (c);
+  find_base (c);
+  c->target_is_zero = c->opts->target_is_zero && !c->target->backing;
+  c->clone = c->opts->copy_offload && !c->opts->compressed && !c->base;
+  c->in_order = c->opts->in_order && !c->clone;
+  return 0;
+}
+
+/* ---- workers ---- */
+
+static void
+worker_free (struct worker *w)
+{
+  free (w->buf);
+  free (w->other);
+  free (w->states);
+  free (w->packed);
+}
+
+static int
+worker_init (struct worker *w, struct convert *c, struct error *e)
+{
+  size_t chunk = (size_t) c->chunk, blocks = (size_t) (c->chunk / c->block);
+  size_t clusters = c->cluster ? (size_t) (c->chunk / c->cluster) : 0;
+
+  memset (w, 0, sizeof *w);
+  w->c = c;
+  w->buf = aligned_alloc (4096, chunk);
+  w->states = malloc (blocks);
+  if (c->base || c->cluster)
+    w->other = aligned_alloc (4096, chunk);
+  if (clusters)
+    w->packed = calloc (clusters, sizeof w->packed[0]);
+  if (!w->buf || !w->states || ((c->base || c->cluster) && !w->other)
+      || (clusters && !w->packed)) {
+    worker_free (w);
+    return error_nomem (e, "a worker of convert", chunk);
+  }
+  return 0;
+}
+
+static void *
+work (void *arg)
+{
+  struct worker *w = arg;
+
+  while (convert_claim (w->c, &w->claim))
+    if (convert_copy (w) == -1)
+      break;
+  return NULL;
+}
+
+/* Fewer workers than wanted are enough: the first runs in this thread. */
+static unsigned
+start_workers (struct convert *c, struct worker *workers, unsigned wanted)
+{
+  unsigned n = 1;
+
+  for (; n < wanted; ++n) {
+    struct error e = ERROR_INIT;
+
+    if (worker_init (&workers[n], c, &e) == -1)
+      break;
+    if (pthread_create (&workers[n].thread, NULL, work, &workers[n]) != 0) {
+      worker_free (&workers[n]);
+      break;
+    }
+  }
+  return n;
+}
+
+static void
+add_result (struct convert *c, struct worker *w)
+{
+  c->result.bytes_read += w->result.bytes_read;
+  c->result.bytes_written += w->result.bytes_written;
+  c->result.bytes_zeroed += w->result.bytes_zeroed;
+}
+
+static int
+run (struct convert *c, struct error *e)
+{
+  struct worker workers[MAX_WORKERS];
+  unsigned n;
+
+  if (worker_init (&workers[0], c, e) == -1)
+    return -1;
+  n = start_workers (c, workers, choose_workers (c));
+  work (&workers[0]);
+  for (unsigned i = 0; i < n; ++i) {
+    if (i > 0)
+      pthread_join (workers[i].thread, NULL);
+    add_result (c, &workers[i]);
+    worker_free (&workers[i]);
+  }
+  if (c->error.err) {
+    *e = c->error;
+    return -1;
+  }
+  return image_flush (c->target, e);
+}
+
+int
+op_convert (struct image *target, const struct convert_opts *opts,
+            struct convert_result *result, struct op_ctx *ctx,
+            struct error *e)
+{
+  struct convert c = { .target = target, .opts = opts, .ctx = ctx };
+  int r;
+
+  mutex_init (&c.mutex);
+  pthread_cond_init (&c.turn_came, NULL);
+  rate_init (&c.rate, ctx ? ctx->rate_limit : 0);
+  r = setup (&c, e);
+  if (r == 0)
+    r = run (&c, e);
+  if (result)
+    *result = c.result;
+  rate_destroy (&c.rate);
+  pthread_cond_destroy (&c.turn_came);
+  mutex_destroy (&c.mutex);
+  free (c.sources);
+  return r;
+}

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* The parts of op_convert; nobody outside ops/ includes this.
+ *
+ *   convert.c         options, threads, the first error
+ *   convert_plan.c    who copies what: claims, in guest order
+ *   convert_source.c  the concatenated sources: what is where, reading, salvage
+ *   convert_copy.c    one claim: find zeroes, skip, write, compress
+ *   convert_clone.c   sharing blocks instead of moving them
+ *
+ * All offsets are bytes of the disk that the sources make together, which is
+ * the guest address space of the target too.
+ */
+
+#ifndef NBDIMG_OPS_CONVERT_H
+#define NBDIMG_OPS_CONVERT_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/lock.h"
+#include "image/image.h"
+#include "ops/ops.h"
+#include "ops/rate.h"
+
+/* What is to be done with a block of the disk. */
+enum block_state {
+  BLOCK_SKIP,                   /* the target reads right already */
+  BLOCK_ZERO,                   /* must be made to read as zeroes */
+  BLOCK_DATA,                   /* must be read */
+};
+
+struct convert_source {
+  struct image *im;
+  uint64_t start;               /* where it begins */
+  uint64_t size;
+  uint64_t span;                /* size in whole sectors */
+};
+
+struct convert {
+  /* fixed while workers run */
+  struct image *target;
+  uint64_t target_size;         /* bytes that the target can hold */
+  const struct convert_opts *opts;
+  struct op_ctx *ctx;
+  struct convert_source *sources;
+  size_t nr_sources;
+  uint64_t total;               /* size of the disk */
+  uint64_t chunk;               /* a worker's buffer; multiple of the others */
+  uint64_t block;               /* one enum block_state tells of so much */
+  uint64_t detect;              /* so much, aligned, is looked at for zeroes;
+                                   multiple of block; 0 = not at all */
+  uint64_t cluster;             /* -c: of the target; multiple of block */
+  bool target_is_zero;          /* what is not written reads as zeroes */
+  bool in_order;                /* writes wait for their turn */
+  struct image *base;           /* the target's backing file, borrowed; NULL */
+  unsigned base_depth;          /* where it stands in the source's chain;
+                                   UINT_MAX = nowhere */
+  bool clone;                   /* try to share blocks */
+  struct rate rate;
+
+  struct mutex mutex;
+  pthread_cond_t turn_came;
+  /* guarded by mutex */
+  uint64_t next;                /* what is before it has been claimed */
+  uint64_t known_end;           /* the state of [next, known_end) is known */
+  enum block_state known;
+  uint64_t nr_claims;
+  uint64_t turn;                /* the claim that may write */
+  uint64_t done;                /* bytes, for progress */
+  uint64_t error_offset;        /* of error, valid when it is set */
+  struct error error;
+  struct convert_result result;
+
+  bool stop;                    /* atomic: no more work */
+};
+
+/* A part of the disk that one worker copies. */
+struct claim {
+  uint64_t start, end;
+  uint64_t number;              /* in order of start, without gaps */
+  enum block_state state;       /* BLOCK_ZERO: all of it; else unknown */
+};
+
+/* A range that could not be read and became zeroes (--salvage). */
+struct bad_range {
+  uint64_t start, end;          /* empty = none */
+  char text[ERROR_TEXT_SIZE];
+};
+
+struct worker {
+  struct convert *c;
+  pthread_t thread;
+  struct claim claim;
+  uint8_t *buf;                 /* chunk bytes: the disk at claim.start */
+  uint8_t *other;               /* chunk bytes: streams, or the backing file */
+  uint8_t *states;              /* of the blocks from claim.start */
+  size_t *packed;               /* length of each cluster's stream */
+  struct bad_range bad;
+  struct convert_result result;
+};
+
+/* ---- convert_plan.c ---- */
+
+/* Record E, that happened at OFFSET; the one nearest to the beginning of the
+ * disk is kept.  The others stop.
+ */
+extern void convert_fail (struct convert *c, uint64_t offset,
+                          const struct error *e);
+
+static inline bool
+convert_stopped (const struct convert *c)
+{
+  return __atomic_load_n (&c->stop, __ATOMIC_ACQUIRE);
+}
+
+/* Claim the next part of the disk.  False = nothing is left, or stopped. */
+extern bool convert_claim (struct convert *c, struct claim *claim);
+
+/* Wait until all claims before this one have been written.  False = stopped.
+ */
+extern bool convert_wait_turn (struct convert *c, const struct claim *claim);
+
+/* The claim has been written. */
+extern void convert_claim_done (struct convert *c, const struct claim *claim);
+
+/* ---- convert_source.c ---- */
+
+/* What is at OFFSET?  Answers for 1..LEN bytes. */
+extern int convert_state (struct convert *c, uint64_t offset, uint64_t len,
+                          uint64_t *length, enum block_state *state,
+                          struct error *e);
+
+/* Is E of the kind that --salvage passes over: these bytes are bad, and not
+ * the way to them?
+ */
+extern bool convert_can_salvage (const struct convert *c,
+                                 const struct error *e);
+
+/* Read LEN bytes at OFFSET, which lie in W's claim. */
+extern int convert_read (struct worker *w, void *buf, uint64_t len,
+                         uint64_t offset, struct error *e);
+
+/* Tell the user of the unreadable range that was found last. */
+extern void convert_report_bad (struct worker *w);
+
+/* ---- convert_copy.c ---- */
+
+/* Copy W's claim.  A failure is recorded by convert_fail. */
+extern int convert_copy (struct worker *w);
+
+/* ---- convert_clone.c ---- */
+
+/* Share, or let the kernel copy, what can be of W's claim; the states of these
+ * blocks become BLOCK_SKIP.
+ */
+extern int convert_clone (struct worker *w, struct error *e);
+
+#endif /* NBDIMG_OPS_CONVERT_H */
