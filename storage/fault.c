@@ -281,11 +281,32 @@ parse_count (const char *key, const char *text, uint64_t *n, struct error *e)
 }
 
 static int
+parse_flag (const char *key, const char *text, bool *on, struct error *e)
+{
+  uint64_t n;
+
+  if (parse_number (key, text, 0, 1, &n, e) < 0)
+    return -1;
+  *on = n == 1;
+  return 0;
+}
+
+static int
+parse_once (const char *key, const char *text, uint64_t *count,
+            struct error *e)
+{
+  bool once;
+
+  if (parse_flag (key, text, &once, e) < 0)
+    return -1;
+  *count = once ? 1 : 0;
+  return 0;
+}
+
+static int
 parse_key (struct fault *f, const char *key, const char *value,
            struct error *e)
 {
-  bool on;
-
   if (strcmp (key, "op") == 0)
     return parse_op (value, &f->ops, e);
   if (strcmp (key, "errno") == 0)
@@ -299,19 +320,15 @@ parse_key (struct fault *f, const char *key, const char *value,
   if (strcmp (key, "seed") == 0)
     return parse_count (key, value, &f->seed, e);
   if (strcmp (key, "short") == 0)
-    return parse_bool (key, value, &f->half, e);
+    return parse_flag (key, value, &f->half, e);
   if (strcmp (key, "file") == 0)
     return parse_text (value, &f->file, e);
   if (strcmp (key, "countfile") == 0)
     return parse_text (value, &f->countfile, e);
   if (strcmp (key, "scope") == 0)
     return parse_scope (value, &f->process_wide, e);
-  if (strcmp (key, "once") == 0) {
-    if (parse_bool (key, value, &on, e) < 0)
-      return -1;
-    f->count = on ? 1 : 0;
-    return 0;
-  }
+  if (strcmp (key, "once") == 0)
+    return parse_once (key, value, &f->count, e);
   return error_set (e, EINVAL, "test storage: unknown key '%s'", key);
 }
 

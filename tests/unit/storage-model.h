@@ -9,6 +9,7 @@
 #define NBDIMG_STORAGE_MODEL_H
 
 #include <pthread.h>
+#include <unistd.h>
 
 #include "common/bytes.h"
 #include "storage/storage.h"
@@ -231,9 +232,22 @@ stripes_run (struct storage *st)
   CHECK (storage_size (st) >= stripe_offset (NR_THREADS, STRIPES - 1));
 }
 
-/* ---- a folder of its own ---- */
+/* ---- a folder of its own, removed at exit ---- */
 
 static char model_dir[4096];
+static pid_t model_process;
+
+static inline void
+model_leave_dir (void)
+{
+  char command[sizeof model_dir + 16];
+
+  if (getpid () == model_process && chdir ("/") == 0) {
+    snprintf (command, sizeof command, "rm -rf '%s'", model_dir);
+    if (system (command) != 0)
+      printf ("# could not remove %s\n", model_dir);
+  }
+}
 
 static inline void
 model_enter_dir (void)
@@ -246,18 +260,8 @@ model_enter_dir (void)
     printf ("not ok no folder for the test: %s\n", model_dir);
     exit (EXIT_FAILURE);
   }
-}
-
-static inline void
-model_leave_dir (void)
-{
-  char command[sizeof model_dir + 16];
-
-  if (chdir ("/") == 0) {
-    snprintf (command, sizeof command, "rm -rf '%s'", model_dir);
-    if (system (command) != 0)
-      printf ("# could not remove %s\n", model_dir);
-  }
+  model_process = getpid ();
+  atexit (model_leave_dir);
 }
 
 #endif /* NBDIMG_STORAGE_MODEL_H */
