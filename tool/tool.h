@@ -99,6 +99,7 @@ struct tool_args {
   const struct option *options; /* with TOOL_LONG_OPTIONS, ends in zeroes */
   const char *usage;            /* what -h prints after "usage: nbdimg " */
   int status;                   /* exit code after TOOL_STOP */
+  bool started;                 /* private to tool_getopt */
 };
 
 enum { TOOL_STOP = -2 };
@@ -147,7 +148,8 @@ extern int tool_close (struct image *im);
 /* ---- brackets.c ---- */
 
 /* Replace "[" "command" "args" "]" in ARGV by one argument, the JSON array
- * that image_name_parse knows.  ARGC and ARGV are replaced.
+ * that image_name_parse knows.  ARGC and ARGV are replaced by new ones, which
+ * are never freed.
  */
 extern int tool_cut_brackets (int *argc, char ***argv, struct error *e);
 

@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* nbdimg: which command it is, and how the program ends.
+ *
+ * Layer: tool.  No locking: one thread.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "formats/format.h"
+#include "tool/tool.h"
+
+const char *program = "nbdimg";
+
+struct command {
+  const char *name;
+  int (*run) (int argc, char **argv);   /* NULL: not built yet */
+  const char *summary;
+};
+
+static const struct command commands[] = {
+  { "amend", NULL, "change the options of an image" },
+  { "bench", NULL, "time reads or writes" },
+  { "bitmap", NULL, "manage persistent bitmaps" },
+  { "check", cmd_check, "look for errors in the tables of an image" },
+  { "commit", NULL, "write an image's changes into its backing file" },
+  { "compare", cmd_compare, "find where two images begin to differ" },
+  { "convert", cmd_convert, "copy an image into another format" },
+  { "create", cmd_create, "make an empty image" },
+  { "dd", NULL, "copy blocks" },
+  { "info", cmd_info, "tell what an image is" },
+  { "io", cmd_io, "a shell of reads and writes" },
+  { "map", cmd_map, "tell where in its files the data of an image lie" },
+  { "measure", NULL, "tell how large an image will be" },
+  { "rebase", NULL, "change the backing file of an image" },
+  { "resize", NULL, "change the size of an image" },
+  { "serve", cmd_serve, "serve an image over NBD" },
+  { "snapshot", NULL, "manage internal snapshots" },
+};
+
+enum { NR_COMMANDS = sizeof commands / sizeof commands[0] };
+
+void
+tool_print_version (void)
+{
+  printf ("%s version %s (nbdimg)\n", program, PACKAGE_VERSION);
+  puts ("Copyright the nbdimg developers");
+}
+
+static void
+print_help (void)
+{
+  printf ("usage: %s [standard options] command [command options]\n"
+          "Disk image utility\n\n"
+          "  -h, --help       display this help and exit; with a command, its "
+          "own\n"
+          "  -V, --version    output version information and exit\n"
+          "  -T, --trace [[enable=]<pattern>][,events=<file>][,file=<file>]\n"
+          "                   print the debug messages of the library\n\n"
+          "Commands:\n", program);
+  for (size_t i = 0; i < NR_COMMANDS; ++i)
+    printf ("  %-10s %s%s\n", commands[i].name, commands[i].summary,
+            commands[i].run ? "" : " (not built yet)");
+  fputs ("\nSupported formats:", stdout);
+  for (size_t i = 0; formats[i]; ++i)
+    printf (" %s", formats[i]->name);
+  puts ("\n\nAn image is a path, an NBD URI, json:{...}, or [ command args ], "
+        "an NBD server\nthat is started for the purpose.");
+}
+
+/* ---- start and end ---- */
+
+/* A handler, since a signal that is ignored stays so in the programs that we
+ * run.
+ */
+static void
+on_sigpipe (int sig)
+{
+  (void) sig;
+}
+
+static void
+set_program_name (const char *path)
+{
+  const char *slash = strrchr (path, '/');
+  const char *name = slash ? slash + 1 : path;
+
+  if (strcmp (name, "qemu-img") == 0)
+    program = "qemu-img";
+  else if (strcmp (name, "qemu-io") == 0)
+    program = "qemu-io";
+}
+
+/* Text that could not be written is a failure, but not one to tell when the
+ * reader went away.
+ */
+static int
+finish (int status)
+{
+  if (fflush (stdout) == EOF || ferror (stdout)) {
+    if (errno != EPIPE)
+      tool_error ("standard output: %s", strerror (errno));
+    if (status == 0)
+      status = 1;
+  }
+  tool_reraise_signal ();
+  return status;
+}
+
+/* ---- the command ---- */
+
+static int
+run_command (int argc, char **argv)
+{
+  for (size_t i = 0; i < NR_COMMANDS; ++i) {
+    if (strcmp (commands[i].name, argv[0]) != 0)
+      continue;
+    if (commands[i].run)
+      return commands[i].run (argc, argv);
+    tool_error ("the command '%s' is not built yet", argv[0]);
+    return 1;
+  }
+  return tool_misuse ("Command not found: %s", argv[0]);
+}
+
+/* The options before the command.  Returns the index of the command, or -1
+ * when the program is over with STATUS.
+ */
+static int
+standard_options (int argc, char **argv, int *status)
+{
+  static const struct option options[] = {
+    { "help", no_argument, NULL, 'h' },
+    { "version", no_argument, NULL, 'V' },
+    { "trace", required_argument, NULL, 'T' },
+    { NULL, 0, NULL, 0 },
+  };
+  int option, r;
+
+  while ((option = getopt_long (argc, argv, "+:hVT:", options, NULL)) != -1) {
+    *status = 0;
+    switch (option) {
+    case 'h':
+      print_help ();
+      return -1;
+    case 'V':
+      tool_print_version ();
+      return -1;
+    case 'T':
+      r = tool_trace (optarg);
+      *status = r == -1;
+      if (r != 0)
+        return -1;
+      break;
+    case ':':
+      *status = tool_misuse ("missing argument for option '%s'",
+                             argv[optind - 1]);
+      return -1;
+    default:
+      *status = tool_misuse ("unrecognized option '%s'", argv[optind - 1]);
+      return -1;
+    }
+  }
+  if (optind < argc)
+    return optind;
+  *status = tool_misuse ("Not enough arguments");
+  return -1;
+}
+
+int
+main (int argc, char **argv)
+{
+  const struct sigaction pipe = { .sa_handler = on_sigpipe };
+  struct error e = ERROR_INIT;
+  int status, first;
+
+  if (argc < 1)
+    return 1;
+  set_program_name (argv[0]);
+  sigaction (SIGPIPE, &pipe, NULL);
+  log_set_sink (tool_log);
+  if (tool_cut_brackets (&argc, &argv, &e) == -1)
+    return tool_fail (&e);
+  if (strcmp (program, "qemu-io") == 0)
+    return finish (cmd_io (argc, argv));
+  first = standard_options (argc, argv, &status);
+  if (first != -1)
+    status = run_command (argc - first, argv + first);
+  return finish (status);
+}

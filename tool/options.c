@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* Options that commands share, with the messages of qemu-img.
+ *
+ * Layer: tool.  No locking: the main thread, before anything is started.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/cleanup.h"
+#include "common/text.h"
+#include "tool/tool.h"
+
+/* ---- getopt ---- */
+
+static int
+stop (struct tool_args *args, int status)
+{
+  args->status = status;
+  return TOOL_STOP;
+}
+
+/* getopt has stepped over a bad option when it was the last of its argument. */
+static int
+bad_option (struct tool_args *args)
+{
+  const char *arg = args->argv[optind - 1];
+
+  if (*arg == '-')
+    return stop (args, tool_misuse ("unrecognized option '%s'", arg));
+  return stop (args, tool_misuse ("unrecognized option '-%c'", optopt));
+}
+
+static int
+refuse_object (struct tool_args *args)
+{
+  const char *what = strcspn (optarg, ",") < 20 ? optarg : "objects";
+  int n = (int) strcspn (what, ",");
+
+  if (*what == '{' || strcmp (what, "objects") == 0)
+    tool_error ("--object is not built yet: encrypted images, and TLS by "
+                "objects, come later");
+  else
+    tool_error ("--object %.*s is not built yet: encrypted images, and TLS by "
+                "objects, come later", n, what);
+  return stop (args, 1);
+}
+
+static int
+common_option (struct tool_args *args, int option)
+{
+  int r;
+
+  switch (option) {
+  case 'h':
+    printf ("usage: %s %s", program, args->usage);
+    return stop (args, 0);
+  case 'V':
+  case TOOL_OPT_VERSION:
+    tool_print_version ();
+    return stop (args, 0);
+  case TOOL_OPT_TRACE:
+    r = tool_trace (optarg);
+    return r == 0 ? 0 : stop (args, r == 1 ? 0 : 1);
+  case TOOL_OPT_OBJECT:
+    return refuse_object (args);
+  case ':':
+    return stop (args, tool_misuse ("missing argument for option '%s'",
+                                    args->argv[optind - 1]));
+  case '?':
+    return bad_option (args);
+  }
+  return option;
+}
+
+int
+tool_getopt (struct tool_args *args)
+{
+  char letters[80];
+  int option;
+
+  if (!args->started)
+    optind = 0;
+  args->started = true;
+  snprintf (letters, sizeof letters, ":%shV", args->letters);
+  do {
+    option = getopt_long (args->argc, args->argv, letters, args->options,
+                          NULL);
+    option = common_option (args, option);
+  } while (option == 0);
+  return option;
+}
+
+/* ---- values ---- */
+
+int
+tool_size (const char *what, const char *text, uint64_t *size)
+{
+  struct error e = ERROR_INIT;
+
+  if (parse_size (what, text, size, &e) == 0)
+    return 0;
+  if (e.err == ERANGE)
+    tool_error ("Invalid %s specified. Must be between 0 and %" PRIi64 ".",
+                what, INT64_MAX);
+  else {
+    tool_error ("Invalid %s specified. You may use k, M, G, T, P or E "
+                "suffixes for", what);
+    tool_error ("kilobytes, megabytes, gigabytes, terabytes, petabytes and "
+                "exabytes.");
+  }
+  return -1;
+}
+
+int
+tool_cache (const char *what, const char *text, enum cache_mode *mode)
+{
+  struct error e = ERROR_INIT;
+
+  if (cache_mode_parse (what, text, mode, &e) == 0)
+    return 0;
+  tool_error ("Invalid %s: %s", what, text);
+  return -1;
+}
+
+int
+tool_output (const char *text, bool *json)
+{
+  *json = strcmp (text, "json") == 0;
+  if (*json || strcmp (text, "human") == 0)
+    return 0;
+  tool_error ("--output must be used with human or json as argument.");
+  return -1;
+}
+
+/* ---- -o ---- */
+
+/* A list neither begins nor ends with a comma that is not doubled. */
+static bool
+is_option_list (const char *text)
+{
+  size_t len = strlen (text), tail = 0;
+
+  while (tail < len && text[len - 1 - tail] == ',')
+    tail++;
+  return len && strspn (text, ",") % 2 == 0 && tail % 2 == 0;
+}
+
+int
+tool_add_options (char **all, const char *text)
+{
+  char *joined;
+
+  if (!is_option_list (text)) {
+    tool_error ("Invalid option list: %s", text);
+    return -1;
+  }
+  joined = *all ? format_text ("%s,%s", *all, text) : strdup (text);
+  if (!joined) {
+    tool_error ("out of memory");
+    return -1;
+  }
+  free (*all);
+  *all = joined;
+  return 0;
+}
+
+/* The length of the item at P; a doubled comma does not end it. */
+static size_t
+item_length (const char *p)
+{
+  size_t n = 0;
+
+  for (;; n += 2) {
+    n += strcspn (p + n, ",");
+    if (p[n] == '\0' || p[n + 1] != ',')
+      return n;
+  }
+}
+
+bool
+tool_options_want_help (const char *options)
+{
+  for (const char *p = options;;) {
+    size_t n = item_length (p);
+
+    if ((n == 4 && strncmp (p, "help", 4) == 0) || (n == 1 && *p == '?'))
+      return true;
+    p += n;
+    if (*p++ == '\0')
+      return false;
+  }
+}
+
+static int
+by_name (const void *a, const void *b)
+{
+  const struct format_option *const *x = a, *const *y = b;
+
+  return strcmp ((*x)->name, (*y)->name);
+}
+
+static void
+print_option (const struct format_option *o)
+{
+  static const char *const types[] = {
+    [OPTION_STRING] = "str", [OPTION_BOOL] = "bool (on/off)",
+    [OPTION_SIZE] = "size", [OPTION_NUMBER] = "num",
+  };
+  char text[64];
+
+  snprintf (text, sizeof text, "%s=<%s>", o->name, types[o->type]);
+  printf ("  %-22s - %s%s\n", text, o->help,
+          o->refused ? " (not built yet)" : "");
+}
+
+void
+tool_print_format_options (const struct format_ops *format, bool for_file)
+{
+  const struct format_option *sorted[64];
+  size_t nr = 0;
+
+  for (const struct format_option *o = format->create_options; o->name; ++o)
+    if ((for_file || !o->of_file) && nr < sizeof sorted / sizeof sorted[0])
+      sorted[nr++] = o;
+  qsort (sorted, nr, sizeof sorted[0], by_name);
+  if (for_file)
+    puts ("Supported options:");
+  else
+    printf ("Supported %s options:\n", format->name);
+  for (size_t i = 0; i < nr; ++i)
+    print_option (sorted[i]);
+  if (!for_file)
+    puts ("\nThe protocol level may support further options.\n"
+          "Specify the target filename to include those options.");
+}
+
+/* ---- images ---- */
+
+int
+tool_check_image (const struct tool_image *ti)
+{
+  if (!ti->image_opts || !ti->format)
+    return 0;
+  tool_error ("--image-opts and --format are mutually exclusive");
+  return -1;
+}
+
+/* "Could not open 'a': a: no such file" says a name once too often. */
+static void
+cannot_open (const char *name, const struct error *e)
+{
+  size_t n = strlen (name);
+  const char *text = e->text;
+
+  if (strncmp (text, name, n) == 0 && strncmp (text + n, ": ", 2) == 0)
+    text += n + 2;
+  tool_error ("Could not open '%s': %s", name, text);
+}
+
+struct image *
+tool_open (const struct tool_image *ti)
+{
+  struct error e = ERROR_INIT;
+  struct image *im;
+  json_t *tree;
+
+  if (!ti->image_opts)
+    im = image_open_name (ti->name, ti->format, &ti->open, &e);
+  else {
+    tree = image_opts_parse (ti->name, &e);
+    im = tree ? image_open (tree, &ti->open, &e) : NULL;
+    json_decref (tree);
+  }
+  if (!im)
+    cannot_open (ti->name, &e);
+  return im;
+}
+
+int
+tool_close (struct image *im)
+{
+  struct error e = ERROR_INIT;
+
+  if (image_close (im, &e) == 0)
+    return 0;
+  tool_fail (&e);
+  return -1;
+}
