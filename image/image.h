@@ -65,6 +65,11 @@ extern json_t *image_opts_parse (const char *opts, struct error *e);
  */
 extern char *image_name_resolve (const char *parent, const char *name);
 
+/* Can NAME be resolved?  A relative name in an image that has no folder (an
+ * NBD export) cannot.
+ */
+extern bool image_name_is_resolvable (const char *parent, const char *name);
+
 /* ---- open ---- */
 
 enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
@@ -183,6 +188,15 @@ extern int image_zero (struct image *im, uint64_t offset, uint64_t len,
                        unsigned flags, struct error *e);
 extern int image_trim (struct image *im, uint64_t offset, uint64_t len,
                        unsigned flags, struct error *e);
+
+/* Write LEN bytes that stand at SRC_OFFSET of the file SRC by sharing its
+ * blocks, or with COPY by a copy inside the kernel.  *DONE = how many were
+ * written, from OFFSET on; fewer than LEN, or 0: not possible here, the caller
+ * reads and writes.  OFFSET and LEN are multiples of the format's cow_size.
+ */
+extern int image_share (struct image *im, uint64_t offset, uint64_t len,
+                        struct storage *src, uint64_t src_offset, bool copy,
+                        uint64_t *done, struct error *e);
 
 /* All that was acknowledged before is durable, on every storage written to. */
 extern int image_flush (struct image *im, struct error *e);

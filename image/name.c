@@ -265,6 +265,17 @@ parent_path (const char *parent, json_t **tree)
   return parent;
 }
 
+bool
+image_name_is_resolvable (const char *parent, const char *name)
+{
+  json_t *tree = NULL;
+  bool r = *name == '/' || name_has_protocol (name)
+    || parent_path (parent, &tree);
+
+  json_decref (tree);
+  return r;
+}
+
 char *
 image_name_resolve (const char *parent, const char *name)
 {

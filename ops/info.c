@@ -111,7 +111,8 @@ describe_backing (const struct image *im, json_t *info, struct error *e)
   if (!full)
     return error_nomem (e, "a backing file's name", 1);
   if (put_text (info, "backing-filename", im->backing_name, e) == -1
-      || put_text (info, "full-backing-filename", full, e) == -1)
+      || (image_name_is_resolvable (im->name, im->backing_name)
+          && put_text (info, "full-backing-filename", full, e) == -1))
     return -1;
   if (!im->backing_format_name)
     return 0;

@@ -348,6 +348,10 @@ test_resolve (void)
 
     CHECK_STR (got, rows[i].want);
   }
+  CHECK (image_name_is_resolvable ("a", "b"));
+  CHECK (image_name_is_resolvable ("nbd://h/x", "/b"));
+  CHECK (!image_name_is_resolvable ("nbd://h/x", "b"));
+  CHECK (!image_name_is_resolvable ("[ nbdkit null ]", "b"));
 }
 
 static void
