@@ -93,6 +93,7 @@ power_of_2_from (uint64_t v)
 static void
 choose_sizes (struct convert *c)
 {
+  const struct format_info *info = &c->target->format->info;
   const struct convert_opts *opts = c->opts;
 
   c->block = default_block;
@@ -101,10 +102,12 @@ choose_sizes (struct convert *c)
     c->block = min_u64 (c->block, c->detect);
   }
   if (opts->compressed) {
-    c->cluster = c->target->format->info.cluster_size;
+    c->cluster = info->cluster_size;
     c->block = min_u64 (c->block, c->cluster);
   }
-  c->chunk = max_u64 (default_chunk, max_u64 (c->detect, c->cluster));
+  c->grain = c->clone ? max_u64 (c->block, info->cow_size)
+    : max_u64 (c->block, c->cluster);
+  c->chunk = max_u64 (default_chunk, max_u64 (c->detect, c->grain));
 }
 
 /* Two names of one layer: the same file, seen through the same format. */
@@ -171,10 +174,10 @@ setup (struct convert *c, struct error *e)
 {
   if (add_sources (c, e) == -1 || check_target (c, e) == -1)
     return -1;
-  choose_sizes (c);
   find_base (c);
   c->target_is_zero = c->opts->target_is_zero && !c->target->backing;
   c->clone = c->opts->copy_offload && !c->opts->compressed && !c->base;
+  choose_sizes (c);
   c->in_order = c->opts->in_order && !c->clone;
   return 0;
 }

@@ -55,12 +55,13 @@ struct convert {
   uint64_t detect;              /* so much, aligned, is looked at for zeroes;
                                    multiple of block; 0 = not at all */
   uint64_t cluster;             /* -c: of the target; multiple of block */
+  uint64_t grain;               /* so much, aligned, is written or skipped as
+                                   one; multiple of block */
   bool target_is_zero;          /* what is not written reads as zeroes */
   bool in_order;                /* writes wait for their turn */
   struct image *base;           /* the target's backing file, borrowed; NULL */
   unsigned base_depth;          /* where it stands in the source's chain;
                                    UINT_MAX = nowhere */
-  bool clone;                   /* try to share blocks */
   struct rate rate;
 
   struct mutex mutex;
@@ -76,7 +77,9 @@ struct convert {
   struct error error;
   struct convert_result result;
 
-  bool stop;                    /* atomic: no more work */
+  /* atomic */
+  bool stop;                    /* no more work */
+  bool clone;                   /* try to share blocks */
 };
 
 /* A part of the disk that one worker copies. */
@@ -141,6 +144,13 @@ extern int convert_state (struct convert *c, uint64_t offset, uint64_t len,
 extern bool convert_can_salvage (const struct convert *c,
                                  const struct error *e);
 
+/* Where do the bytes at OFFSET stand in a file?  Answers for 1..LEN bytes;
+ * *STORAGE (borrowed) = NULL: nowhere as they are.
+ */
+extern int convert_host (struct convert *c, uint64_t offset, uint64_t len,
+                         uint64_t *length, struct storage **storage,
+                         uint64_t *host, struct error *e);
+
 /* Read LEN bytes at OFFSET, which lie in W's claim. */
 extern int convert_read (struct worker *w, void *buf, uint64_t len,
                          uint64_t offset, struct error *e);
@@ -153,10 +163,16 @@ extern void convert_report_bad (struct worker *w);
 /* Copy W's claim.  A failure is recorded by convert_fail. */
 extern int convert_copy (struct worker *w);
 
+/* The end of the run of blocks that are like the one at I. */
+extern size_t convert_run_end (const struct worker *w, size_t i);
+
+/* Offset of a block from the claim's start; the last block may be short. */
+extern uint64_t convert_block_at (const struct worker *w, size_t i);
+
 /* ---- convert_clone.c ---- */
 
-/* Share, or let the kernel copy, what can be of W's claim; the states of these
- * blocks become BLOCK_SKIP.
+/* Share, or let the kernel copy, what can be of the data in W's claim; the
+ * states of these blocks become BLOCK_SKIP.
  */
 extern int convert_clone (struct worker *w, struct error *e);
 

@@ -34,16 +34,14 @@ nr_blocks (const struct worker *w)
   return (size_t) div_round_up (claim_length (w), w->c->block);
 }
 
-/* Offset of a block from the claim's start; the last block may be short. */
-static uint64_t
-block_at (const struct worker *w, size_t i)
+uint64_t
+convert_block_at (const struct worker *w, size_t i)
 {
   return min_u64 (i * w->c->block, claim_length (w));
 }
 
-/* The end of the run of blocks that are like the one at I. */
-static size_t
-run_end (const struct worker *w, size_t i)
+size_t
+convert_run_end (const struct worker *w, size_t i)
 {
   uint8_t state = w->states[i];
   size_t n = nr_blocks (w);
@@ -95,20 +93,20 @@ guess (struct worker *w, struct error *e)
   return 0;
 }
 
-/* Compressed clusters are written whole: a cluster that is not of one state is
- * data.
+/* What is written as a whole (a compressed or a shared cluster) and is not of
+ * one state is data.
  */
 static void
-even_out_clusters (struct worker *w)
+even_out (struct worker *w)
 {
-  size_t group = (size_t) (w->c->cluster / w->c->block), n = nr_blocks (w);
+  size_t group = (size_t) (w->c->grain / w->c->block), n = nr_blocks (w);
 
   if (group <= 1)
     return;
   for (size_t i = 0; i < n; i += group) {
     size_t end = (size_t) min_u64 (i + group, n);
 
-    if (run_end (w, i) < end)
+    if (convert_run_end (w, i) < end)
       memset (w->states + i, BLOCK_DATA, end - i);
   }
 }
@@ -121,11 +119,11 @@ read_data (struct worker *w, struct error *e)
   size_t n = nr_blocks (w), end;
 
   for (size_t i = 0; i < n; i = end) {
-    uint64_t at = block_at (w, i);
+    uint64_t at = convert_block_at (w, i);
 
-    end = run_end (w, i);
+    end = convert_run_end (w, i);
     if (w->states[i] == BLOCK_DATA
-        && convert_read (w, w->buf + at, block_at (w, end) - at,
+        && convert_read (w, w->buf + at, convert_block_at (w, end) - at,
                          w->claim.start + at, e) == -1)
       return -1;
   }
@@ -137,10 +135,10 @@ static bool
 group_is_zero (const struct worker *w, size_t i, size_t end)
 {
   for (; i < end; ++i) {
-    uint64_t at = block_at (w, i);
+    uint64_t at = convert_block_at (w, i);
 
     if (w->states[i] == BLOCK_DATA
-        && !is_zero (w->buf + at, block_at (w, i + 1) - at))
+        && !is_zero (w->buf + at, convert_block_at (w, i + 1) - at))
       return false;
   }
   return true;
@@ -185,15 +183,15 @@ find_equal (struct worker *w, struct error *e)
   size_t n = nr_blocks (w), end;
 
   for (size_t i = 0; i < n; i = end) {
-    uint64_t at = block_at (w, i);
+    uint64_t at = convert_block_at (w, i);
 
-    end = run_end (w, i);
+    end = convert_run_end (w, i);
     if (w->states[i] != BLOCK_DATA)
       continue;
-    if (read_base (w, at, block_at (w, end) - at, e) == -1)
+    if (read_base (w, at, convert_block_at (w, end) - at, e) == -1)
       return -1;
     for (; i < end; ++i) {
-      uint64_t from = block_at (w, i), len = block_at (w, i + 1) - from;
+      uint64_t from = convert_block_at (w, i), len = convert_block_at (w, i + 1) - from;
 
       if (memcmp (w->buf + from, w->other + from, len) == 0)
         w->states[i] = BLOCK_SKIP;
@@ -326,11 +324,11 @@ write_out (struct worker *w, struct error *e)
   size_t n = nr_blocks (w), end;
 
   for (size_t i = 0; i < n; i = end) {
-    uint64_t at = block_at (w, i);
+    uint64_t at = convert_block_at (w, i);
 
-    end = run_end (w, i);
+    end = convert_run_end (w, i);
     if (write_run (w, (enum block_state) w->states[i], at,
-                   block_at (w, end) - at, e) == -1)
+                   convert_block_at (w, end) - at, e) == -1)
       return -1;
   }
   return 0;
@@ -354,15 +352,15 @@ prepare (struct worker *w, struct error *e)
 
   if (guess (w, e) == -1)
     return -1;
-  if (c->clone && convert_clone (w, e) == -1)
+  even_out (w);
+  if (convert_clone (w, e) == -1)
     return -1;
-  even_out_clusters (w);
   if (read_data (w, e) == -1)
     return -1;
   find_zeroes (w);
   if (c->base && find_equal (w, e) == -1)
     return -1;
-  even_out_clusters (w);
+  even_out (w);
   return c->cluster ? pack (w, e) : 0;
 }
 

@@ -25,7 +25,7 @@ static const uint64_t max_zero = 256 * MiB;
 static uint64_t
 claim_unit (const struct convert *c)
 {
-  return max_u64 (max_u64 (c->block, c->detect), c->cluster);
+  return max_u64 (c->detect, c->grain);
 }
 
 static void

@@ -77,6 +77,33 @@ convert_state (struct convert *c, uint64_t offset, uint64_t len,
   return 0;
 }
 
+/* Only plain local files: a device cannot share, and what is compressed or in
+ * a data file is not at this place of the layer's own file.
+ */
+int
+convert_host (struct convert *c, uint64_t offset, uint64_t len,
+              uint64_t *length, struct storage **storage, uint64_t *host,
+              struct error *e)
+{
+  struct convert_source *s = find (c, offset);
+  uint64_t at = offset - s->start;
+  struct image_extent x;
+
+  *storage = NULL;
+  *length = min_u64 (len, s->span - at);
+  if (at >= s->size)
+    return 0;
+  len = min_u64 (len, s->size - at);
+  if (image_extents (s->im, at, len, EXTENTS_METADATA, &x, e) == -1)
+    return -1;
+  *length = min_u64 (len, x.length);
+  *host = x.host;
+  if (x.data && x.has_host && !x.compressed && !x.layer->data_file
+      && x.layer->storage->caps.is_local_file)
+    *storage = x.layer->storage;
+  return 0;
+}
+
 /* ---- reading ---- */
 
 /* A server that has gone, a cancelled run or missing memory say nothing about

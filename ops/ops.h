@@ -142,9 +142,11 @@ struct convert_opts {
   bool target_has_backing;      /* -B: what equals the backing is not written */
   bool target_is_zero;          /* known to read as zeroes (new, or told) */
   bool compressed;              /* -c */
-  bool copy_offload;            /* -C, and by default where it is exact */
+  bool copy_offload;            /* share blocks where the file system can */
+  bool copy_in_kernel;          /* -C: where it cannot, let the kernel copy */
   bool salvage;                 /* --salvage: unreadable sectors become zeroes */
-  bool in_order;                /* without -W on targets that need it */
+  bool in_order;                /* write in guest order, so that the same
+                                   sources make the same file */
   uint64_t sparse_size;         /* -S, bytes; 0 = write all zeroes as data */
   unsigned parallel;            /* -m, 1..16; 0 = choose */
 };

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* Convert: sharing blocks instead of moving them.  Where both sides are local
+ * files of one file system that shares blocks (btrfs, XFS), the target gets
+ * the source's blocks without a byte being copied.  With -C, where they cannot
+ * be shared, the kernel or the file server copies them.
+ *
+ * Layer: ops.  Locking: convert.clone is atomic; who finds that it does not
+ * work here turns it off for all.
+ */
+
+#include <config.h>
+
+#include "common/bytes.h"
+#include "ops/convert.h"
+
+/* File systems share whole blocks of theirs; none has larger ones. */
+static const uint64_t share_unit = 4096;
+
+static bool
+may_clone (const struct convert *c)
+{
+  return __atomic_load_n (&c->clone, __ATOMIC_RELAXED);
+}
+
+static void
+mark_done (struct worker *w, uint64_t at, uint64_t len)
+{
+  for (uint64_t i = at / w->c->block; i < (at + len) / w->c->block; ++i)
+    w->states[i] = BLOCK_SKIP;
+}
+
+/* The bytes [OFFSET, OFFSET+LEN) stand at HOST of ST: share the whole grains
+ * among them.
+ */
+static int
+share (struct worker *w, uint64_t offset, uint64_t len, struct storage *st,
+       uint64_t host, struct error *e)
+{
+  struct convert *c = w->c;
+  uint64_t unit = max_u64 (c->grain, share_unit), done;
+  uint64_t start = round_up (offset, unit);
+  uint64_t end = round_down (offset + len, unit);
+
+  if (start >= end || !is_aligned (host + (start - offset), share_unit))
+    return 0;
+  if (image_share (c->target, start, end - start, st, host + (start - offset),
+                   c->opts->copy_in_kernel, &done, e) == -1)
+    return error_prefix (e, "error while writing at byte %llu",
+                         (unsigned long long) start);
+  if (done < end - start)
+    __atomic_store_n (&c->clone, false, __ATOMIC_RELAXED);
+  mark_done (w, start - w->claim.start, done);
+  w->result.bytes_written += done;
+  return 0;
+}
+
+static int
+clone_run (struct worker *w, uint64_t offset, uint64_t end, struct error *e)
+{
+  uint64_t length, host;
+  struct storage *st;
+
+  for (; offset < end && may_clone (w->c); offset += length) {
+    if (convert_host (w->c, offset, end - offset, &length, &st, &host,
+                      e) == -1) {
+      if (!convert_can_salvage (w->c, e))
+        return error_prefix (e, "error while reading at byte %llu",
+                             (unsigned long long) offset);
+      error_clear (e);
+      return 0;
+    }
+    if (st && share (w, offset, length, st, host, e) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+int
+convert_clone (struct worker *w, struct error *e)
+{
+  uint64_t len = w->claim.end - w->claim.start;
+  size_t i = 0, end;
+
+  while (may_clone (w->c) && convert_block_at (w, i) < len) {
+    uint64_t from = w->claim.start + convert_block_at (w, i);
+
+    end = convert_run_end (w, i);
+    if (w->states[i] == BLOCK_DATA
+        && clone_run (w, from, w->claim.start + convert_block_at (w, end),
+                      e) == -1)
+      return -1;
+    i = end;
+  }
+  return 0;
+}
