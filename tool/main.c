@@ -104,13 +104,17 @@ set_program_name (const char *path)
 static int
 finish (int status)
 {
-  if (fflush (stdout) == EOF || ferror (stdout)) {
-    if (errno != EPIPE)
-      tool_error ("standard output: %s", strerror (errno));
-    if (status == 0)
-      status = 1;
+  bool failed = ferror (stdout);
+
+  errno = 0;
+  if (fflush (stdout) == EOF && errno != EPIPE) {
+    tool_error ("standard output: %s", strerror (errno));
+    failed = true;
   }
-  tool_reraise_signal ();
+  if (status == 0 && (failed || errno == EPIPE))
+    status = 1;
+  if (status != 0)
+    tool_reraise_signal ();
   return status;
 }
 
@@ -179,7 +183,7 @@ main (int argc, char **argv)
 {
   const struct sigaction pipe = { .sa_handler = on_sigpipe };
   struct error e = ERROR_INIT;
-  int status, first;
+  int status = 1, first;
 
   if (argc < 1)
     return 1;

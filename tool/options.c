@@ -253,8 +253,8 @@ tool_check_image (const struct tool_image *ti)
 }
 
 /* "Could not open 'a': a: no such file" says a name once too often. */
-static void
-cannot_open (const char *name, const struct error *e)
+int
+tool_cannot_open (const char *name, const struct error *e)
 {
   size_t n = strlen (name);
   const char *text = e->text;
@@ -262,6 +262,7 @@ cannot_open (const char *name, const struct error *e)
   if (strncmp (text, name, n) == 0 && strncmp (text + n, ": ", 2) == 0)
     text += n + 2;
   tool_error ("Could not open '%s': %s", name, text);
+  return 1;
 }
 
 struct image *
@@ -279,7 +280,7 @@ tool_open (const struct tool_image *ti)
     json_decref (tree);
   }
   if (!im)
-    cannot_open (ti->name, &e);
+    tool_cannot_open (ti->name, &e);
   return im;
 }
 

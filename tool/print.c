@@ -30,6 +30,15 @@ number_of (const json_t *object, const char *key)
   return (uint64_t) json_integer_value (json_object_get (object, key));
 }
 
+void
+tool_put_json_name (json_t *object, const char *key, const char *text)
+{
+  CLEANUP_FREE char *utf8 = utf8_text (text);
+
+  if (utf8)
+    json_object_set_new (object, key, json_string (utf8));
+}
+
 int
 print_json (const json_t *value)
 {
@@ -199,7 +208,9 @@ print_backing (const json_t *info)
     return;
   fputs ("backing file: ", stdout);
   tool_put_name (stdout, name);
-  if (full && strcmp (full, name) != 0) {
+  if (!full)
+    fputs (" (cannot determine actual path)", stdout);
+  else if (strcmp (full, name) != 0) {
     fputs (" (actual path: ", stdout);
     tool_put_name (stdout, full);
     putchar (')');

@@ -149,7 +149,8 @@ const bool *
 tool_catch_signals (int *fd)
 {
   struct sigaction sa = {
-    .sa_handler = on_signal, .sa_flags = SA_RESTART | SA_RESETHAND,
+    .sa_handler = on_signal,
+    .sa_flags = SA_RESTART | (int) SA_RESETHAND,
   };
 
   if (signal_pipe[0] == -1 && pipe2 (signal_pipe, O_CLOEXEC | O_NONBLOCK) == 0)

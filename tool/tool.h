@@ -142,6 +142,9 @@ extern int tool_check_image (const struct tool_image *ti);
 /* Open it.  NULL = a message was printed. */
 extern struct image *tool_open (const struct tool_image *ti);
 
+/* Say why it could not be opened.  Returns 1, the exit code. */
+extern int tool_cannot_open (const char *name, const struct error *e);
+
 /* Close it; an error is printed.  NULL is allowed. */
 extern int tool_close (struct image *im);
 
@@ -196,6 +199,10 @@ extern void print_format_specific (const json_t *specific);
 
 /* The table of snapshot -l, for an array "snapshots". */
 extern void print_snapshots (const json_t *snapshots);
+
+/* Put TEXT, which may be any bytes, into OBJECT. */
+extern void tool_put_json_name (json_t *object, const char *key,
+                                const char *text);
 
 /* JSON, indented by 4, and a newline. */
 extern int print_json (const json_t *value);

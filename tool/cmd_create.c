@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* nbdimg create: see nbdimg-create(1).  Layer: tool.  No locking. */
+
+#include <config.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "tool/tool.h"
+
+static const char usage[] =
+"create [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] "
+"filename [size]\n"
+"Make an empty image.\n"
+"\n"
+"  -f, --format=FMT           raw (default) or qcow2\n"
+"  -o, --options=OPTIONS      key=value,...; -o help lists them\n"
+"  -b, --backing=NAME         record only what differs from NAME\n"
+"  -F, --backing-format=FMT   its format, which is needed\n"
+"  -u, --backing-unsafe       do not open the backing file\n"
+"  -q, --quiet                print nothing but errors\n"
+"  -T in front of the command, or --trace=PATTERN: debug messages\n"
+"  -h, --help   -V, --version\n"
+"\n"
+"The size is in bytes, or has a suffix k, M, G, T, P or E; without one it is\n"
+"that of the backing file.\n";
+
+static const struct option options[] = {
+  TOOL_LONG_OPTIONS,
+  { "format", required_argument, NULL, 'f' },
+  { "options", required_argument, NULL, 'o' },
+  { "backing", required_argument, NULL, 'b' },
+  { "backing-format", required_argument, NULL, 'F' },
+  { "backing-unsafe", no_argument, NULL, 'u' },
+  { "quiet", no_argument, NULL, 'q' },
+  { NULL, 0, NULL, 0 },
+};
+
+struct request {
+  struct create_opts opts;
+  char *options;                /* all -o joined; owned */
+  bool quiet;
+};
+
+static int
+set_option (struct request *rq, int option)
+{
+  switch (option) {
+  case 'f': rq->opts.format = optarg; return 0;
+  case 'b': rq->opts.backing_file = optarg; return 0;
+  case 'F':
+  case 'B': rq->opts.backing_format = optarg; return 0;
+  case 'u': rq->opts.no_open_backing = true; return 0;
+  case 'q': rq->quiet = true; return 0;
+  case 'o': return tool_add_options (&rq->options, optarg);
+  }
+  return -1;
+}
+
+/* -o help; a message when the format is unknown. */
+static int
+answer_help (const struct request *rq, bool for_file)
+{
+  const char *name = rq->opts.format ? rq->opts.format : "raw";
+  const struct format_ops *format = format_by_name (name);
+  struct error e = ERROR_INIT;
+
+  if (!format) {
+    format_lookup (name, &e);
+    return tool_fail (&e);
+  }
+  tool_print_format_options (format, for_file);
+  return 0;
+}
+
+static int
+parse_names (struct tool_args *args, struct request *rq)
+{
+  int nr = args->argc - optind;
+  char **names = args->argv + optind;
+
+  if (nr < 1) {
+    args->status = tool_misuse ("Expecting image file name");
+    return -1;
+  }
+  if (nr > 2) {
+    args->status = tool_misuse ("Unexpected argument: %s", names[2]);
+    return -1;
+  }
+  rq->opts.name = names[0];
+  rq->opts.has_size = nr == 2;
+  return nr == 2 ? tool_size ("image size", names[1], &rq->opts.size) : 0;
+}
+
+static int
+parse (struct tool_args *args, struct request *rq)
+{
+  int option;
+
+  while ((option = tool_getopt (args)) != -1) {
+    if (option == TOOL_STOP)
+      return -1;
+    args->status = 1;
+    if (set_option (rq, option) == -1)
+      return -1;
+  }
+  if (rq->options && tool_options_want_help (rq->options)) {
+    args->status = answer_help (rq, optind < args->argc);
+    return -1;
+  }
+  args->status = 1;
+  rq->opts.options = rq->options;
+  return parse_names (args, rq);
+}
+
+/* "," is doubled, as -o wants it. */
+static void
+print_value (const char *value)
+{
+  for (const char *comma; (comma = strchr (value, ',')); value = comma + 1) {
+    char *part = strndup (value, (size_t) (comma - value));
+
+    tool_put_name (stdout, part ? part : "?");
+    fputs (",,", stdout);
+    free (part);
+  }
+  tool_put_name (stdout, value);
+}
+
+static void
+print_formatting (const struct create_opts *opts, const json_t *used)
+{
+  const char *key;
+  json_t *value;
+
+  fputs ("Formatting '", stdout);
+  tool_put_name (stdout, opts->name);
+  printf ("', fmt=%s", opts->format ? opts->format : "raw");
+  json_object_foreach ((json_t *) used, key, value) {
+    printf (" %s=", key);
+    print_value (json_string_value (value));
+  }
+  putchar ('\n');
+}
+
+/* "a: a: ..." says a name once too often. */
+static int
+tell_failure (const char *name, const struct error *e)
+{
+  size_t n = strlen (name);
+
+  if (strncmp (e->text, name, n) == 0 && e->text[n] == ':')
+    tool_error ("%s", e->text);
+  else
+    tool_error ("%s: %s", name, e->text);
+  return 1;
+}
+
+static int
+create (const struct request *rq)
+{
+  struct op_ctx ctx = { .cancel = tool_catch_signals (NULL) };
+  struct create_result result = { .options = NULL };
+  struct error e = ERROR_INIT;
+  int r = op_create (&rq->opts, &result, &ctx, &e);
+
+  if (result.options && !rq->quiet)
+    print_formatting (&rq->opts, result.options);
+  json_decref (result.options);
+  return r == 0 ? 0 : tell_failure (rq->opts.name, &e);
+}
+
+int
+cmd_create (int argc, char **argv)
+{
+  struct tool_args args = {
+    .argc = argc, .argv = argv, .letters = "f:o:b:F:B:uq",
+    .options = options, .usage = usage,
+  };
+  struct request rq = { .options = NULL };
+  int status = parse (&args, &rq) == 0 ? create (&rq) : args.status;
+
+  free (rq.options);
+  return status;
+}
