@@ -177,6 +177,7 @@ struct format_view;             /* an internal snapshot; NULL = the active disk 
 struct format_ops {
   const char *name;
   bool has_backing;
+  bool packs;                   /* images may hold compressed clusters */
   bool grows;                   /* the storage must be able to grow */
   const struct format_option *create_options;   /* ends with a NULL name */
 

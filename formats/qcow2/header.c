@@ -585,6 +585,7 @@ qcow2_corrupt_locked (struct qcow2 *q, struct error *e, const char *fmt, ...)
 const struct format_ops format_qcow2 = {
   .name = "qcow2",
   .has_backing = true,
+  .packs = true,
   .grows = true,
   .create_options = qcow2_create_options,
   .probe = qcow2_probe,
