@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright the nbdimg developers.
+
+# What is opened when an image is: names in images, chains, foreign formats.
+
+load lib
+
+# nbdsh takes the first python3, and the system's has libnbd.
+PATH=/usr/bin:$PATH
+
+# Overwrite bytes of FILE at OFFSET with the hexadecimal HEX.
+poke () {
+  printf '%b' "$(sed 's/../\\x&/g' <<<"$3")" |
+    dd of="$1" bs=1 seek="$2" conv=notrunc status=none
+}
+
+# Put the text NEW in the place of OLD, which is as long, in FILE.
+replace_text () {
+  [ ${#2} = ${#3} ] || fail "'$2' and '$3' are not of the same length"
+  perl -0777 -pi -e 'BEGIN { ($o, $n) = splice @ARGV, 0, 2 }
+    s/\Q$o\E/$n/ or die "not found"' "$2" "$3" "$1"
+}
+
+# Which files below this folder did the command open?  One name a line.
+opened_by () {
+  strace -f -qq -e trace=open,openat,openat2 -o trace "$@" >out 2>err || :
+  sed -n 's/.*open[a-z0-9]*(\(AT_FDCWD, \)\?"\([^"]*\)".*/\2/p' trace |
+    grep -E "^[^/]|^$PWD/" | grep -v '^\.\.' | sort -u
+}
+
+@test "info opens the one file that it is asked about, for reading" {
+  need strace qemu-img
+  qemu-img create -q -f qcow2 base 1M
+  qemu-img create -q -f qcow2 -b base -F qcow2 top
+  qemu-img create -q -f qcow2 -o data_file=data ext 1M
+  [ "$(opened_by "$NBDIMG" info top)" = top ]
+  ! grep -E 'top".*O_(RDWR|WRONLY)' trace
+  grep -q 'backing file: base' out
+  [ "$(opened_by "$NBDIMG" info ext)" = ext ]
+  grep -q 'data file: data' out
+  [ "$(opened_by "$NBDIMG" info --backing-chain top)" = $'base\ntop' ]
+}
+
+@test "info shows a hostile data file name and does not open it" {
+  need strace qemu-img
+  local name='json:{"driver":"null-co"}'
+  qemu-img create -q -f qcow2 -o data_file=0123456789012345678901234 ext 1M
+  replace_text ext 0123456789012345678901234 "$name"
+  [ "$(opened_by "$NBDIMG" info ext)" = ext ]
+  grep -qF "data file: $name" out
+  expect_error 1 'must be a path or an NBD URI' "$NBDIMG" map ext
+}
+
+@test "a missing backing file is told with the image that names it" {
+  need qemu-img
+  qemu-img create -q -u -f qcow2 -b gone -F raw top 1M
+  "$NBDIMG" info top
+  expect_error 1 "'gone'" "$NBDIMG" map top
+  expect_error 1 "top" "$NBDIMG" map top
+}
+
+@test "a chain that bites its tail is refused at once, by any name" {
+  need qemu-img
+  qemu-img create -q -f qcow2 a 1M
+  qemu-img create -q -f qcow2 -b a -F qcow2 b
+  qemu-img create -q -u -f qcow2 -b b -F qcow2 a 1M
+  expect_error 1 'in the chain already' timeout 10 "$NBDIMG" map a
+  expect_error 1 'in the chain already' timeout 10 "$NBDIMG" info \
+    --backing-chain a
+  "$NBDIMG" info a
+  ln b hard
+  qemu-img create -q -u -f qcow2 -b hard -F qcow2 b 1M
+  expect_error 1 'in the chain already' timeout 10 "$NBDIMG" map b
+  rm hard
+  ln -s b hard
+  expect_error 1 'in the chain already' timeout 10 "$NBDIMG" map b
+}
+
+@test "folders, FIFOs, sockets and character devices are refused and do not hang" {
+  mkdir folder
+  mkfifo fifo
+  start_nbdkit_socket
+  expect_error 1 'directory' timeout 10 "$NBDIMG" info folder
+  expect_error 1 'FIFO' timeout 10 "$NBDIMG" info fifo
+  expect_error 1 'socket' timeout 10 "$NBDIMG" info "$SOCKET"
+  expect_error 1 'character device' timeout 10 "$NBDIMG" info /dev/zero
+}
+
+start_nbdkit_socket () {
+  start_server null 1M
+}
+
+@test "a backing name is relative to its image, not to the current folder" {
+  need qemu-img qemu-io
+  mkdir d d/e
+  qemu-img create -q -f raw d/base 1M
+  qemu-io -f raw -c 'write -P 7 0 64k' d/base >out
+  qemu-img create -q -f qcow2 -b ../base -F raw d/e/top
+  cd /
+  "$NBDIMG" info "$BATS_TEST_TMPDIR/d/e/top" | grep -F "actual path: $BATS_TEST_TMPDIR/d/e/../base"
+  "$NBDIMG" compare -f qcow2 -F raw "$BATS_TEST_TMPDIR/d/e/top" \
+    "$BATS_TEST_TMPDIR/d/base"
+}
+
+@test "no name in an image starts a program or gives away a key" {
+  need qemu-img strace
+  local name
+  echo secret >key
+  for name in 'json:{"driver":"raw","file":{"driver":"nbd","command":["touch","made"]}}' \
+      'https://localhost:1/x' 'ssh://localhost/x' \
+      'nbds://localhost:1/?tls-psk-file=key' 'nbd+ssh://localhost/x'; do
+    qemu-img create -q -u -f qcow2 -b "$name" -F raw top 1M
+    expect_error 1 'is not followed' "$NBDIMG" map top
+    strace -f -qq -e trace=execve,openat,connect -o trace "$NBDIMG" map top ||
+      :
+    [ "$(grep -c execve trace)" = 1 ]
+    ! grep -E '"key"|sin_port=htons\(1\)' trace
+    "$NBDIMG" info top >out
+    grep -qF 'backing file: ' out
+  done
+  [ ! -e made ]
+}
+
+@test "an untrusted image is served without what it names, or not at all" {
+  need qemu-img nbdinfo
+  qemu-img create -q -f raw base 1M
+  qemu-img create -q -f qcow2 -b base -F raw top
+  expect_error 1 'is not followed' nbdkit_env -U - "$PLUGIN" top \
+    untrusted=1 --run 'true'
+  nbdkit_env -U - "$PLUGIN" base untrusted=1 --run 'nbdinfo --size "$uri"'
+  nbdkit_env -U - "$PLUGIN" untrusted=1 \
+    image-opts=driver=qcow2,file.filename=top,backing.driver=raw,backing.file.filename=base \
+    --run 'nbdinfo --size "$uri"'
+}
+
+@test "a guest of a probed raw disk cannot make an image of it" {
+  need qemu-img qemu-io
+  truncate -s 1M disk
+  qemu-img create -q -f qcow2 -u -b /etc/passwd -F raw evil 1M
+  head -c 512 evil >sector
+  start_nbdkit disk
+  run qemu-io -f raw -c 'write -s sector 0 512' "$URI"
+  [[ $output == *'Operation not permitted'* ]]
+  # Nor in pieces, nor beside other writes, which go through.
+  head -c 4 sector >magic
+  run nbdsh -u "$URI" -c '
+h.pwrite (b"\0\0\0\3", 4)
+h.pwrite (b"FI\xfb", 1)
+h.pwrite (b"x" * 1024, 512)
+try:
+    h.pwrite (b"Q", 0)
+except nbd.Error as e:
+    print (e.errno)
+h.pwrite (b"q", 0)
+'
+  [ "$output" = EPERM ] || fail "$output"
+  stop_server
+  [ "$(head -c 8 disk | od -An -tx1 | tr -d ' ')" = 714649fb00000003 ]
+  start_nbdkit disk format=raw
+  qemu-io -f raw -c 'write -s sector 0 512' "$URI"
+}
+
+@test "an image of a foreign format is named, and the way to read it works" {
+  need qemu-img qemu-nbd
+  local format
+  for format in vmdk vhdx vpc parallels qcow qed vdi; do
+    qemu-img create -q -f $format foreign 1M
+    expect_error 1 "[ qemu-nbd -r -f $format foreign ]" "$NBDIMG" info foreign
+    "$NBDIMG" info [ qemu-nbd -r -f $format foreign ] | grep 'file format: raw'
+    "$NBDIMG" info -f raw foreign | grep 'file format: raw'
+    expect_error 1 "$format" "$NBDIMG" info -f $format foreign
+    rm -f foreign
+  done
+}
+
+@test "a format that is named wrongly is an error, not a guess" {
+  truncate -s 1M disk
+  expect_error 1 'not in qcow2 format' "$NBDIMG" info -f qcow2 disk
+  expect_error 1 "Unknown driver 'nope'" "$NBDIMG" info -f nope disk
+  expect_error 1 "Unknown protocol 'nope'" "$NBDIMG" info nope:disk
+}
