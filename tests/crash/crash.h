@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* Crash replay: what crash-run, qemu-run and crash-eval share.
+ *
+ *   crash-run  runs a random workload on DIR/image with our driver, on a
+ *              recording storage; writes DIR/log and DIR/ledger
+ *   qemu-run   runs the same workload with qemu-io and its blklogwrites
+ *              driver, and writes the same two files
+ *   crash-eval makes the states in which a crash could leave DIR/image, opens
+ *              each, and looks whether every sector has a value it may have
+ *
+ * Every sector of the guest is full of one byte: the number of the write that
+ * made it (1..250), 0 = zeroes, BASE_BYTE = the first content.
+ *
+ * A ledger has one line for each guest operation:
+ *   W|Z|T|F  submit  done  offset  length  byte
+ * (write, zero, trim, flush), on the clock of the log.
+ */
+
+#ifndef NBDIMG_CRASH_H
+#define NBDIMG_CRASH_H
+
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "common/bytes.h"
+#include "common/error.h"
+
+enum { MAX_BYTE = 250, BASE_BYTE = 0xfb };
+
+static inline void __attribute__ ((noreturn))
+die (const char *what, const char *why)
+{
+  fprintf (stderr, "%s: %s\n", what, why);
+  exit (2);
+}
+
+static inline void *
+must_alloc (size_t n)
+{
+  void *p = calloc (1, n ? n : 1);
+
+  if (!p)
+    die ("crash", "out of memory");
+  return p;
+}
+
+static inline uint64_t
+next_random (uint64_t *state)
+{
+  *state ^= *state >> 12;
+  *state ^= *state << 25;
+  *state ^= *state >> 27;
+  return *state * UINT64_C (0x2545f4914f6cdd1d) >> 11;
+}
+
+/* The file DIR/NAME; NULL if there is none. */
+static inline uint8_t *
+load (const char *dir, const char *name, size_t *size)
+{
+  char path[4096];
+  struct stat st;
+  uint8_t *buf;
+  FILE *fp;
+
+  snprintf (path, sizeof path, "%s/%s", dir, name);
+  fp = fopen (path, "r");
+  if (!fp)
+    return NULL;
+  if (fstat (fileno (fp), &st) == -1)
+    die (path, "fstat");
+  *size = (size_t) st.st_size;
+  buf = must_alloc (*size);
+  if (fread (buf, 1, *size, fp) != *size)
+    die (path, "short read");
+  fclose (fp);
+  return buf;
+}
+
+/* ---- the workload ---- */
+
+enum op_type { OP_WRITE, OP_ZERO, OP_ZERO_UNMAP, OP_TRIM, OP_PACKED,
+               OP_FLUSH };
+
+struct op {
+  enum op_type type;
+  uint64_t offset, length;
+  uint8_t byte;
+};
+
+/* Where one thread works: chunks of CHUNK bytes, every STEP bytes. */
+struct territory {
+  uint64_t size, cluster, start, chunk, step;
+  bool packed, discard;
+};
+
+/* Any sectors of the disk, or of one chunk of the territory. */
+static inline void
+random_range (const struct territory *t, uint64_t *rnd, struct op *op)
+{
+  uint64_t lo = 0, hi = t->size, sectors, max;
+
+  if (t->step) {
+    lo = t->start + next_random (rnd) % (t->size / t->step) * t->step;
+    hi = min_u64 (lo + t->chunk, t->size);
+    if (lo >= hi) {
+      lo = t->start;
+      hi = lo + t->chunk;
+    }
+  }
+  sectors = (hi - lo) / SECTOR_SIZE;
+  max = next_random (rnd) % 3 == 0 ? 4 * t->cluster / SECTOR_SIZE : 12;
+  op->offset = lo + next_random (rnd) % sectors * SECTOR_SIZE;
+  op->length = (1 + next_random (rnd) % max) * SECTOR_SIZE;
+  if (next_random (rnd) % 3 == 0 && !t->step) {
+    op->offset = round_down (op->offset, t->cluster);
+    op->length = round_up (op->length, t->cluster);
+  }
+  op->length = min_u64 (op->length, hi - op->offset);
+}
+
+static inline struct op
+random_op (const struct territory *t, uint64_t *rnd, uint8_t byte)
+{
+  uint64_t what = next_random (rnd) % 100;
+  struct op op = { .byte = byte };
+
+  random_range (t, rnd, &op);
+  if (what < 50)
+    op.type = OP_WRITE;
+  else if (what < 58)
+    op.type = OP_ZERO;
+  else if (what < 66)
+    op.type = OP_ZERO_UNMAP;
+  else if (what < 76)
+    op.type = t->discard ? OP_TRIM : OP_WRITE;
+  else if (what < 84 && t->packed && !t->step
+           && t->size % t->cluster == 0) {
+    op.type = OP_PACKED;
+    op.offset = round_down (op.offset, t->cluster);
+    op.length = t->cluster;
+  }
+  else if (what < 84)
+    op.type = OP_WRITE;
+  else
+    op.type = OP_FLUSH;
+  return op;
+}
+
+#endif /* NBDIMG_CRASH_H */

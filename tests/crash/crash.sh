@@ -1,0 +1,139 @@
+#!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright the nbdimg developers.
+
+# Crash replay of the qcow2 write path, ours and QEMU's by the same generator:
+# for each kind of image a random workload, and every state a crash could leave
+# of it (crash-eval.c).  Prints a table; fails if we have a single finding.
+#
+#   CRASH_SEEDS   how many workloads for each kind (2)
+#   CRASH_OPS     operations in each (60)
+#   CRASH_STATES  states for each workload at most (4000)
+#   CRASH_QEMU    0 = without QEMU's figures
+#   CRASH_KINDS   a pattern of kinds to run
+
+set -u
+build=${NBDIMG_BUILD:?the folder that was built in}
+here=$(cd "$(dirname "$0")" && pwd)
+seeds=${CRASH_SEEDS:-2} ops=${CRASH_OPS:-60} max=${CRASH_STATES:-4000}
+work=$(mktemp -d "${TMPDIR:-/tmp}/nbdimg-crash.XXXXXX") || exit 1
+trap 'rm -rf "$work"' EXIT
+
+# name | -o options | extras: base, data, snapshot, packed, discard, threads,
+# large
+kinds='
+4k            | cluster_size=4k                                 | discard packed
+4k-nodiscard  | cluster_size=4k                                 | packed
+4k-backing    | cluster_size=4k                                 | base discard packed
+4k-snapshot   | cluster_size=4k                                 | snapshot discard
+v2            | compat=0.10,cluster_size=4k                     | discard
+v2-backing    | compat=0.10,cluster_size=4k                     | base discard packed
+512           | cluster_size=512                                | discard
+512-64bit     | cluster_size=512,refcount_bits=64               | base discard
+4k-1bit       | cluster_size=4k,refcount_bits=1                 | discard packed
+64k           | cluster_size=64k                                | discard
+64k-backing   | cluster_size=64k                                | base discard
+extended-l2   | cluster_size=16k,extended_l2=on                 | base discard packed
+lazy          | cluster_size=4k,lazy_refcounts=on               | discard
+data-file     | cluster_size=4k                                 | data discard
+data-file-raw | cluster_size=4k,data_file_raw=on                | data discard
+8-threads     | cluster_size=4k                                 | threads discard
+8-threads-64k | cluster_size=64k                                | base threads discard large
+8-threads-snap| cluster_size=4k                                 | snapshot threads discard
+'
+
+has () { case " $extras " in *" $1 "*) return 0;; esac; return 1; }
+
+# The first image: some clusters written, and with a snapshot some of them
+# shared.
+make_image () {
+  local o=$options size=1M
+  # Eight threads need room for their chunks of three and a half clusters.
+  if has large; then size=4M; fi
+  if has base; then
+    head -c 768k /dev/zero | tr '\0' '\373' >"$dir/base"
+    truncate -s $size "$dir/base"
+    o="$o,backing_file=base,backing_fmt=raw"
+  fi
+  if has data; then
+    o="$o,data_file=data"
+    touch "$dir/data"
+  fi
+  ( cd "$dir" &&
+    qemu-img create -q -f qcow2 -o "$o" image $size &&
+    qemu-io -c "write -q -P 251 128k 256k" image &&
+    if has snapshot; then
+      qemu-img snapshot -c s1 image &&
+      qemu-img convert -O raw -l snapshot.name=s1 image snapshot &&
+      qemu-io -c "write -q -P 251 160k 64k" image
+    fi
+    mkdir -p state && { [ ! -e base ] || ln -s ../base state/base; }
+  ) >/dev/null || exit 1
+}
+
+declare -a args
+one () {                        # one WHO SEED: a line of figures
+  args=(-s "$2" -n "$ops" -t 1)
+  # qemu-io's compressed writes fail over blklogwrites.
+  if has packed && [ "$1" = ours ]; then args+=(-c); fi
+  has discard && args+=(-D)
+  if has threads; then args+=(-t 8); fi
+  rm -f "$dir/log" "$dir/ledger"
+  if [ "$1" = ours ]; then
+    "$build/tests/crash/crash-run" "${args[@]}" "$dir" || return 2
+  else
+    "$build/tests/crash/crash-run" -p "${args[@]}" "$dir" \
+      | /usr/bin/python3 "$here/qemu-run.py" "$dir" || return 2
+  fi
+  "$build/tests/crash/crash-eval" -m "$max" -s "$2" \
+    $([ "$1" = ours ] && echo -v) "$dir"
+}
+
+status=0
+total_ours=0 bad_ours=0 total_qemu=0 third_qemu=0
+printf '%-15s %-5s %8s %6s %6s %8s %9s %6s\n' kind who states third errors \
+  corrupt snapshots qemu
+while IFS='|' read -r name options extras; do
+  name=$(echo $name) options=$(echo $options) extras=$(echo $extras)
+  [ -n "$name" ] || continue
+  # shellcheck disable=SC2254
+  case $name in ${CRASH_KINDS:-*}) ;; *) continue ;; esac
+  for who in ours qemu; do
+    if [ $who = qemu ]; then
+      [ "${CRASH_QEMU:-1}" = 1 ] || continue
+      # One thread only; and qemu-io has no log for a second file.
+      if has threads || has data; then continue; fi
+    fi
+    sum=(0 0 0 0 0 0)
+    for ((seed = 1; seed <= seeds; seed++)); do
+      dir=$work/$name-$who-$seed
+      mkdir -p "$dir"
+      make_image
+      line=$(one $who $seed)
+      r=$?
+      [ $r -le 1 ] || { echo "$name $who: the run failed" >&2; exit 1; }
+      i=0
+      for n in $line; do sum[i]=$((sum[i] + n)); i=$((i + 1)); done
+      rm -rf "$dir"
+    done
+    printf '%-15s %-5s %8d %6d %6d %8d %9d %6d\n' "$name" $who "${sum[@]}"
+    if [ $who = ours ]; then
+      total_ours=$((total_ours + sum[0]))
+      bad=$((sum[1] + sum[2] + sum[3] + sum[4] + sum[5]))
+      bad_ours=$((bad_ours + bad))
+      [ $bad = 0 ] || status=1
+    else
+      total_qemu=$((total_qemu + sum[0]))
+      third_qemu=$((third_qemu + sum[1]))
+    fi
+  done
+done <<<"$kinds"
+printf 'ours: %d states, %d findings; qemu %s: %d states, %d third values' \
+  $total_ours $bad_ours \
+  "$(qemu-img --version | sed -n '1s/.*version \([^ ]*\).*/\1/p')" \
+  $total_qemu $third_qemu
+[ $total_qemu = 0 ] || printf ' (%d.%02d %%)' $((third_qemu * 100 / total_qemu)) \
+  $((third_qemu * 10000 / total_qemu % 100))
+echo
+[ $total_ours -gt 0 ] || status=1
+exit $status
