@@ -26,6 +26,11 @@
  */
 #define PACKED_CACHE_SIZE (4 * MiB)
 
+/* More metadata than that no image has whose tables QEMU would read: the L2
+ * tables of 32 TiB in clusters of 64 KiB.
+ */
+#define MAX_CACHE_SIZE (4 * GiB)
+
 /* ---- options ---- */
 
 static int
@@ -288,6 +293,30 @@ close_format (struct image *im)
   im->format = NULL;
 }
 
+/* cache-size of the layer's node, or the sum of its parts: there is one cache
+ * for all kinds of tables here.  INHERITED is its part of the chain's budget.
+ */
+static int
+node_cache_size (const json_t *tree, uint64_t inherited, uint64_t *size,
+                 struct error *e)
+{
+  uint64_t l2 = tree_size (tree, "l2-cache-size", UINT64_MAX);
+  uint64_t refcount = tree_size (tree, "refcount-cache-size", 0), sum;
+  uint64_t all = tree_size (tree, "cache-size", UINT64_MAX);
+
+  if (!add_ok (l2 == UINT64_MAX ? 0 : l2, refcount, &sum) || sum > all)
+    return error_set (e, EINVAL, "l2-cache-size and refcount-cache-size may "
+                      "not exceed cache-size");
+  if (all != UINT64_MAX)
+    *size = all;
+  else
+    *size = (l2 == UINT64_MAX ? inherited : l2) + refcount;
+  *size = min_u64 (*size, MAX_CACHE_SIZE);
+  if (*size == 0)               /* 0 means the default to a format */
+    *size = 1;
+  return 0;
+}
+
 static int
 parse (struct layer *l, uint64_t cache_size, struct error *e)
 {
@@ -298,9 +327,10 @@ parse (struct layer *l, uint64_t cache_size, struct error *e)
     .discard = im->options.discard,
     .info_only = im->options.info_only,
     .check = im->options.check,
-    .cache_size = cache_size,
   };
 
+  if (node_cache_size (l->tree, cache_size, &opts.cache_size, e) == -1)
+    return -1;
   close_format (im);
   format_needs_free (&l->needs);
   im->format = l->format->open (im->storage, &opts, &l->needs, e);
