@@ -20,7 +20,7 @@
  *   stress THREADS ROUNDS SIZE        writes and reads of SIZE bytes, side by
  *                                     side in the first THREADS * 16 places
  *   writable                          storage_set_writable
- *   wait                              for a line on standard input
+ *   wait FIFO                         say "waiting", until a line comes
  *   fork                              the rest in a child (as nbdkit forks)
  */
 
@@ -221,14 +221,15 @@ do_save (struct storage *st, char **w, struct error *e)
 static int
 do_wait (struct storage *st, char **w, struct error *e)
 {
+  CLEANUP_FCLOSE FILE *f = NULL;
+
   (void) st;
-  (void) w;
   (void) e;
   printf ("waiting\n");
   fflush (stdout);
-  while (getchar () != '\n')
-    if (feof (stdin))
-      die ("wait: end of input");
+  f = w[1] ? fopen (w[1], "r") : NULL;
+  if (!f || getc (f) == EOF)
+    die ("wait: no FIFO, or nothing from it");
   return 0;
 }
 
