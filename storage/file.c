@@ -139,6 +139,18 @@ check_kind (int fd, const char *path, struct stat *sb, struct error *e)
 
 /* ---- direct I/O ---- */
 
+/* The same file once more, by its descriptor; -1 and errno where /proc or the
+ * permissions do not let us.
+ */
+static int
+open_again (int fd, int flags)
+{
+  char path[64];
+
+  snprintf (path, sizeof path, "/proc/self/fd/%d", fd);
+  return open (path, flags | OPEN_FLAGS);
+}
+
 static int
 change_flags (int fd, int remove, int add)
 {
@@ -190,11 +202,28 @@ try_dio_alignment (struct file *f)
   return align;
 }
 
+/* O_DIRECT belongs to the description, and that of a descriptor which was
+ * handed to us has other users: have one of our own where we can.
+ */
+static void
+leave_shared_description (struct file *f, bool writable)
+{
+  int fd = open_again (f->fd, writable ? O_RDWR : O_RDONLY);
+
+  if (fd >= 0) {
+    close (f->fd);
+    f->fd = fd;
+    f->by_descriptor = false;
+  }
+}
+
 static int
-set_direct (struct file *f, struct error *e)
+set_direct (struct file *f, bool writable, struct error *e)
 {
   int sector = 0;
 
+  if (f->by_descriptor)
+    leave_shared_description (f, writable);
   if (change_flags (f->fd, 0, O_DIRECT) < 0)
     return error_errno (e, errno, "Could not open '%s': its file system has "
                         "no O_DIRECT, use cache=writeback", f->base.name);
@@ -319,18 +348,6 @@ set_caps (struct file *f, const struct stat *sb, bool writable)
 
 static const struct storage_ops file_ops, device_ops;
 
-/* The same file once more, by its descriptor; -1 and errno where /proc or the
- * permissions do not let us.
- */
-static int
-open_again (int fd, int flags)
-{
-  char path[64];
-
-  snprintf (path, sizeof path, "/proc/self/fd/%d", fd);
-  return open (path, flags | OPEN_FLAGS);
-}
-
 /* Without a description of its own a durable write shares the other one: then
  * two that fail at the same moment may be told to one of them only.
  */
@@ -426,12 +443,12 @@ prepare (struct file *f, bool writable, struct error *e)
   if (check_kind (f->fd, name, &sb, e) < 0)
     return -1;
   set_identity (f, &sb);
-  if (!f->by_descriptor && change_flags (f->fd, O_NONBLOCK, 0) < 0)
-    return error_errno (e, errno, "Could not open '%s': fcntl", name);
   if (file_ask_size (f->fd, f->base.caps.is_device, name, &f->base.size,
                      e) < 0
-      || (f->direct && set_direct (f, e) < 0))
+      || (f->direct && set_direct (f, writable, e) < 0))
     return -1;
+  if (!f->by_descriptor && change_flags (f->fd, O_NONBLOCK, 0) < 0)
+    return error_errno (e, errno, "Could not open '%s': fcntl", name);
   set_caps (f, &sb, writable);
   if (writable)
     open_fua (f);
@@ -456,7 +473,6 @@ check_read_only_device (struct file *f, const char *path, bool *writable,
   return 0;
 }
 
-/* Takes FD.  */
 static struct storage *
 finish_open (struct file *f, const char *path, bool writable,
              bool may_fall_back, struct error *e)

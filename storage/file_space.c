@@ -25,10 +25,14 @@
 
 #include "storage/file.h"
 
-/* Below this, allocated zeroes are written rather than asked for: a change of
- * the extent tree costs more than writing a few pages.
+/* Up to this, zeroes that keep their space are written to the page cache: on
+ * ext4 64 KiB took 35 us, ZERO_RANGE 63 us, and the next write to that place
+ * must change the extent tree again.
  */
-static const uint64_t small_zero = 32 * KiB;
+static const uint64_t small_zero = 64 * KiB;
+
+/* No usual file system gives back less. */
+static const uint64_t usual_block = 4 * KiB;
 
 /* ---- what the kernel offers ---- */
 
@@ -131,18 +135,30 @@ no_fast_zero (struct file *f, uint64_t offset, struct error *e)
                     f->base.name, offset);
 }
 
+/* A hole in a part of a block frees nothing, and costs a change of the file
+ * system's tables.
+ */
+static bool
+frees_space (const struct file *f, uint64_t offset, uint64_t len)
+{
+  return f->base.caps.is_device
+    || round_up (offset, usual_block) < round_down (offset + len,
+                                                    usual_block);
+}
+
 /* OFFSET and LEN are multiples of zero_align, or the range ends the file. */
 static int
 zero_blocks (struct file *f, uint64_t offset, uint64_t len, unsigned flags,
              struct error *e)
 {
   bool fast = flags & STORAGE_FAST;
-  bool unmap = (flags & STORAGE_MAY_UNMAP) && !f->no_discard;
+  bool unmap = (flags & STORAGE_MAY_UNMAP) && !f->no_discard
+    && frees_space (f, offset, len);
   enum outcome r = NOT_HERE;
 
   if (unmap)
     r = try_punch (f, offset, len, e);
-  else if (len < small_zero && !fast)
+  else if (len <= small_zero && !fast && !f->direct)
     return storage_write_zeroes (&f->base, offset, len, 0, e);
   if (r == NOT_HERE)
     r = try_allocated_zeroes (f, offset, len, fast, e);

@@ -229,7 +229,9 @@ extern int storage_pwrite (struct storage *, const void *buf, size_t len,
 extern int storage_zero (struct storage *, uint64_t offset, uint64_t len,
                          unsigned flags, struct error *);
 
-/* A hint: afterwards the range may read as anything (a file: zeroes). */
+/* A hint: afterwards the range may read as anything (a file: what was there, or
+ * zeroes).
+ */
 extern int storage_trim (struct storage *, uint64_t offset, uint64_t len,
                          unsigned flags, struct error *);
 

@@ -193,7 +193,7 @@ static void
 test_failed_growth (void)
 {
   struct storage_open_options o = { .writable = true };
-  struct storage *st = fresh ("a", &o);
+  struct storage *st = fresh ("a", &o), *src = fresh ("source", &o);
   struct error e = ERROR_INIT;
   struct rlimit old, limit;
   char *buf = unit_alloc (100000);
@@ -201,6 +201,8 @@ test_failed_growth (void)
 
   unit_begin ("a write that cannot grow the file leaves its size");
   memset (buf, 1, 100000);
+  CHECK_OK (storage_pwrite (src, buf, 100000, 0, 0, &e), &e);
+  storage_close (src);
   signal (SIGXFSZ, SIG_IGN);
   getrlimit (RLIMIT_FSIZE, &old);
   limit = old;
@@ -212,6 +214,11 @@ test_failed_growth (void)
                EFBIG);
   CHECK_FAILS (storage_zero (st, 500, 100000, 0, &e), &e, EFBIG);
   CHECK_FAILS (storage_truncate (st, 100000, &e), &e, EFBIG);
+  CHECK_OK (storage_pread (st, buf, 1000, 0, &e), &e);
+  src = open_ro ("source");
+  CHECK (storage_copy_range (src, 0, st, 1000, 100000, &e) != 1);
+  error_clear (&e);
+  storage_close (src);
   setrlimit (RLIMIT_FSIZE, &old);
   CHECK (storage_size (st) == 1000);
   CHECK (stat ("a", &sb) == 0 && sb.st_size == 1000);
@@ -448,9 +455,10 @@ test_descriptors (void)
   int rw = open ("gone", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   int ro = open ("gone", O_RDONLY | O_CLOEXEC);
   int wo = open ("gone", O_WRONLY | O_CLOEXEC);
+  struct storage_open_options o = { .writable = true };
   struct error e = ERROR_INIT;
   struct storage *st;
-  char buf[2];
+  char buf[32];
 
   unlink ("gone");
   unit_begin ("/dev/fd/N is the open file, with or without a name");
@@ -471,6 +479,16 @@ test_descriptors (void)
   st = must (open_number (ro, false, true, &e), &e);
   CHECK (!st->caps.writable);
   storage_close (st);
+
+  unit_begin ("/dev/fd/N with O_DIRECT leaves the descriptor as it was");
+  o.cache = CACHE_NONE;
+  snprintf (buf, sizeof buf, "/dev/fd/%d", rw);
+  st = storage_file_open (buf, &o, &e);
+  CHECK (st || e.err == EINVAL);
+  error_clear (&e);
+  CHECK (!(fcntl (rw, F_GETFL) & O_DIRECT));
+  storage_close (st);
+  CHECK (!(fcntl (rw, F_GETFL) & O_DIRECT));
   close (rw);
   close (ro);
   close (wo);
