@@ -30,6 +30,9 @@ static const uint64_t default_chunk = 1 * MiB;
 /* Holes are given in pages of the file system's cache. */
 static const uint64_t default_block = 4 * KiB;
 
+/* File systems share whole blocks of theirs; few have larger ones. */
+static const uint64_t share_unit = 4 * KiB;
+
 /* All workers' buffers of data together; -S of some megabytes makes chunks as
  * large.
  */
@@ -105,9 +108,13 @@ choose_sizes (struct convert *c)
     c->cluster = info->cluster_size;
     c->block = min_u64 (c->block, c->cluster);
   }
-  c->grain = c->clone ? max_u64 (c->block, info->cow_size)
-    : max_u64 (c->block, c->cluster);
-  c->chunk = max_u64 (default_chunk, max_u64 (c->detect, c->grain));
+  /* A part of a cluster costs reading the rest of it, but in a new target. */
+  c->grain = max_u64 (c->block, opts->compressed ? c->cluster
+                      : c->target_is_zero ? 0 : info->cow_size);
+  c->share_unit = max_u64 (share_unit, info->cow_size);
+  c->chunk = max_u64 (default_chunk, max_u64 (c->detect,
+                                              max_u64 (c->grain,
+                                                       c->share_unit)));
 }
 
 /* Two names of one layer: the same file, seen through the same format. */
@@ -178,7 +185,7 @@ setup (struct convert *c, struct error *e)
   c->target_is_zero = c->opts->target_is_zero && !c->target->backing;
   c->clone = c->opts->copy_offload && !c->opts->compressed && !c->base;
   choose_sizes (c);
-  c->in_order = c->opts->in_order && !c->clone;
+  c->in_order = c->opts->in_order;
   return 0;
 }
 

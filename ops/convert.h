@@ -57,6 +57,7 @@ struct convert {
   uint64_t cluster;             /* -c: of the target; multiple of block */
   uint64_t grain;               /* so much, aligned, is written or skipped as
                                    one; multiple of block */
+  uint64_t share_unit;          /* blocks are shared in such pieces */
   bool target_is_zero;          /* what is not written reads as zeroes */
   bool in_order;                /* writes wait for their turn */
   struct image *base;           /* the target's backing file, borrowed; NULL */
@@ -163,17 +164,17 @@ extern void convert_report_bad (struct worker *w);
 /* Copy W's claim.  A failure is recorded by convert_fail. */
 extern int convert_copy (struct worker *w);
 
-/* The end of the run of blocks that are like the one at I. */
-extern size_t convert_run_end (const struct worker *w, size_t i);
-
-/* Offset of a block from the claim's start; the last block may be short. */
-extern uint64_t convert_block_at (const struct worker *w, size_t i);
-
 /* ---- convert_clone.c ---- */
 
 /* Share, or let the kernel copy, what can be of the data in W's claim; the
  * states of these blocks become BLOCK_SKIP.
  */
 extern int convert_clone (struct worker *w, struct error *e);
+
+static inline bool
+convert_may_clone (const struct convert *c)
+{
+  return __atomic_load_n (&c->clone, __ATOMIC_RELAXED);
+}
 
 #endif /* NBDIMG_OPS_CONVERT_H */

@@ -15,15 +15,6 @@
 #include "common/bytes.h"
 #include "ops/convert.h"
 
-/* File systems share whole blocks of theirs; none has larger ones. */
-static const uint64_t share_unit = 4096;
-
-static bool
-may_clone (const struct convert *c)
-{
-  return __atomic_load_n (&c->clone, __ATOMIC_RELAXED);
-}
-
 static void
 mark_done (struct worker *w, uint64_t at, uint64_t len)
 {
@@ -31,7 +22,7 @@ mark_done (struct worker *w, uint64_t at, uint64_t len)
     w->states[i] = BLOCK_SKIP;
 }
 
-/* The bytes [OFFSET, OFFSET+LEN) stand at HOST of ST: share the whole grains
+/* The bytes [OFFSET, OFFSET+LEN) stand at HOST of ST: share the whole units
  * among them.
  */
 static int
@@ -39,11 +30,11 @@ share (struct worker *w, uint64_t offset, uint64_t len, struct storage *st,
        uint64_t host, struct error *e)
 {
   struct convert *c = w->c;
-  uint64_t unit = max_u64 (c->grain, share_unit), done;
+  uint64_t unit = c->share_unit, done;
   uint64_t start = round_up (offset, unit);
   uint64_t end = round_down (offset + len, unit);
 
-  if (start >= end || !is_aligned (host + (start - offset), share_unit))
+  if (start >= end)
     return 0;
   if (image_share (c->target, start, end - start, st, host + (start - offset),
                    c->opts->copy_in_kernel, &done, e) == -1)
@@ -62,7 +53,7 @@ clone_run (struct worker *w, uint64_t offset, uint64_t end, struct error *e)
   uint64_t length, host;
   struct storage *st;
 
-  for (; offset < end && may_clone (w->c); offset += length) {
+  for (; offset < end && convert_may_clone (w->c); offset += length) {
     if (convert_host (w->c, offset, end - offset, &length, &st, &host,
                       e) == -1) {
       if (!convert_can_salvage (w->c, e))
@@ -77,21 +68,33 @@ clone_run (struct worker *w, uint64_t offset, uint64_t end, struct error *e)
   return 0;
 }
 
+/* Is there data in the unit at AT, from the claim's start? */
+static bool
+unit_has_data (const struct worker *w, uint64_t at, uint64_t len)
+{
+  const struct convert *c = w->c;
+  uint64_t end = min_u64 (at + c->share_unit, len);
+
+  for (; at < end; at += c->block)
+    if (w->states[at / c->block] == BLOCK_DATA)
+      return true;
+  return false;
+}
+
 int
 convert_clone (struct worker *w, struct error *e)
 {
-  uint64_t len = w->claim.end - w->claim.start;
-  size_t i = 0, end;
+  uint64_t len = w->claim.end - w->claim.start, unit = w->c->share_unit;
+  uint64_t at = 0, end;
 
-  while (may_clone (w->c) && convert_block_at (w, i) < len) {
-    uint64_t from = w->claim.start + convert_block_at (w, i);
-
-    end = convert_run_end (w, i);
-    if (w->states[i] == BLOCK_DATA
-        && clone_run (w, from, w->claim.start + convert_block_at (w, end),
-                      e) == -1)
+  while (convert_may_clone (w->c) && at < len) {
+    for (end = at; end < len && unit_has_data (w, end, len); end += unit)
+      ;
+    end = min_u64 (end, len);
+    if (end > at
+        && clone_run (w, w->claim.start + at, w->claim.start + end, e) == -1)
       return -1;
-    i = end;
+    at = end > at ? end : at + unit;
   }
   return 0;
 }

@@ -34,14 +34,16 @@ nr_blocks (const struct worker *w)
   return (size_t) div_round_up (claim_length (w), w->c->block);
 }
 
-uint64_t
-convert_block_at (const struct worker *w, size_t i)
+/* Offset of a block from the claim's start; the last block may be short. */
+static uint64_t
+block_at (const struct worker *w, size_t i)
 {
   return min_u64 (i * w->c->block, claim_length (w));
 }
 
-size_t
-convert_run_end (const struct worker *w, size_t i)
+/* The end of the run of blocks that are like the one at I. */
+static size_t
+run_end (const struct worker *w, size_t i)
 {
   uint8_t state = w->states[i];
   size_t n = nr_blocks (w);
@@ -106,7 +108,7 @@ even_out (struct worker *w)
   for (size_t i = 0; i < n; i += group) {
     size_t end = (size_t) min_u64 (i + group, n);
 
-    if (convert_run_end (w, i) < end)
+    if (run_end (w, i) < end)
       memset (w->states + i, BLOCK_DATA, end - i);
   }
 }
@@ -119,11 +121,11 @@ read_data (struct worker *w, struct error *e)
   size_t n = nr_blocks (w), end;
 
   for (size_t i = 0; i < n; i = end) {
-    uint64_t at = convert_block_at (w, i);
+    uint64_t at = block_at (w, i);
 
-    end = convert_run_end (w, i);
+    end = run_end (w, i);
     if (w->states[i] == BLOCK_DATA
-        && convert_read (w, w->buf + at, convert_block_at (w, end) - at,
+        && convert_read (w, w->buf + at, block_at (w, end) - at,
                          w->claim.start + at, e) == -1)
       return -1;
   }
@@ -135,10 +137,10 @@ static bool
 group_is_zero (const struct worker *w, size_t i, size_t end)
 {
   for (; i < end; ++i) {
-    uint64_t at = convert_block_at (w, i);
+    uint64_t at = block_at (w, i);
 
     if (w->states[i] == BLOCK_DATA
-        && !is_zero (w->buf + at, convert_block_at (w, i + 1) - at))
+        && !is_zero (w->buf + at, block_at (w, i + 1) - at))
       return false;
   }
   return true;
@@ -183,15 +185,15 @@ find_equal (struct worker *w, struct error *e)
   size_t n = nr_blocks (w), end;
 
   for (size_t i = 0; i < n; i = end) {
-    uint64_t at = convert_block_at (w, i);
+    uint64_t at = block_at (w, i);
 
-    end = convert_run_end (w, i);
+    end = run_end (w, i);
     if (w->states[i] != BLOCK_DATA)
       continue;
-    if (read_base (w, at, convert_block_at (w, end) - at, e) == -1)
+    if (read_base (w, at, block_at (w, end) - at, e) == -1)
       return -1;
     for (; i < end; ++i) {
-      uint64_t from = convert_block_at (w, i), len = convert_block_at (w, i + 1) - from;
+      uint64_t from = block_at (w, i), len = block_at (w, i + 1) - from;
 
       if (memcmp (w->buf + from, w->other + from, len) == 0)
         w->states[i] = BLOCK_SKIP;
@@ -324,11 +326,11 @@ write_out (struct worker *w, struct error *e)
   size_t n = nr_blocks (w), end;
 
   for (size_t i = 0; i < n; i = end) {
-    uint64_t at = convert_block_at (w, i);
+    uint64_t at = block_at (w, i);
 
-    end = convert_run_end (w, i);
+    end = run_end (w, i);
     if (write_run (w, (enum block_state) w->states[i], at,
-                   convert_block_at (w, end) - at, e) == -1)
+                   block_at (w, end) - at, e) == -1)
       return -1;
   }
   return 0;
@@ -353,8 +355,13 @@ prepare (struct worker *w, struct error *e)
   if (guess (w, e) == -1)
     return -1;
   even_out (w);
-  if (convert_clone (w, e) == -1)
-    return -1;
+  if (convert_may_clone (c)) {
+    /* Blocks are shared when it is our turn, as writes are done. */
+    if (!convert_wait_turn (c, &w->claim))
+      return 0;
+    if (convert_clone (w, e) == -1)
+      return -1;
+  }
   if (read_data (w, e) == -1)
     return -1;
   find_zeroes (w);

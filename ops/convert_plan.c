@@ -25,7 +25,7 @@ static const uint64_t max_zero = 256 * MiB;
 static uint64_t
 claim_unit (const struct convert *c)
 {
-  return max_u64 (c->detect, c->grain);
+  return max_u64 (c->detect, max_u64 (c->grain, c->share_unit));
 }
 
 static void

@@ -77,8 +77,15 @@ convert_state (struct convert *c, uint64_t offset, uint64_t len,
   return 0;
 }
 
+static bool
+has_own_file (const struct image *im)
+{
+  return !im->data_file && im->storage->caps.is_local_file;
+}
+
 /* Only plain local files: a device cannot share, and what is compressed or in
- * a data file is not at this place of the layer's own file.
+ * a data file is not at this place of the layer's own file.  The holes of a raw
+ * file are shared with the rest of it.
  */
 int
 convert_host (struct convert *c, uint64_t offset, uint64_t len,
@@ -94,12 +101,17 @@ convert_host (struct convert *c, uint64_t offset, uint64_t len,
   if (at >= s->size)
     return 0;
   len = min_u64 (len, s->size - at);
+  if (s->im->format->info.identity) {
+    *length = len;
+    *host = at;
+    *storage = has_own_file (s->im) ? s->im->storage : NULL;
+    return 0;
+  }
   if (image_extents (s->im, at, len, EXTENTS_METADATA, &x, e) == -1)
     return -1;
   *length = min_u64 (len, x.length);
   *host = x.host;
-  if (x.data && x.has_host && !x.compressed && !x.layer->data_file
-      && x.layer->storage->caps.is_local_file)
+  if (x.data && x.has_host && !x.compressed && has_own_file (x.layer))
     *storage = x.layer->storage;
   return 0;
 }
