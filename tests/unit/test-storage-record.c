@@ -452,6 +452,39 @@ test_fault_spec (void)
   storage_close (st);
 }
 
+/* ---- NBDIMG_TEST_STORAGE ---- */
+
+static void
+test_wrap (void)
+{
+  struct storage_open_options o = { .writable = true };
+  struct error e = ERROR_INIT;
+  struct storage *st;
+  bool created;
+
+  setenv ("NBDIMG_TEST_STORAGE", "rec:wrap.log", 1);
+  st = storage_file_create ("image", false, &o, &created, &e);
+  CHECK (st && created);
+#ifdef ENABLE_TEST_STORAGE
+  unit_begin ("files are wrapped as the environment says");
+  CHECK_STR (st->ops->driver, "record");
+  CHECK (st->ops->descriptor == NULL && access ("wrap.log", F_OK) == 0);
+  storage_close (st);
+  setenv ("NBDIMG_TEST_STORAGE", "fault:op=write,index=1", 1);
+  st = storage_file_open ("image", &o, &e);
+  CHECK_FAILS (storage_pwrite (st, "x", 1, 0, 0, &e), &e, EIO);
+  storage_close (st);
+  setenv ("NBDIMG_TEST_STORAGE", "nonsense", 1);
+  CHECK (storage_file_open ("image", &o, &e) == NULL && e.err == EINVAL);
+#else
+  unit_begin ("a program that is not built for tests obeys no environment");
+  CHECK_STR (st->ops->driver, "file");
+  CHECK (access ("wrap.log", F_OK) < 0);
+  storage_close (st);
+#endif
+  unsetenv ("NBDIMG_TEST_STORAGE");
+}
+
 int
 main (void)
 {
@@ -464,5 +497,6 @@ main (void)
   test_fault_ops ();
   test_fault_count ();
   test_fault_spec ();
+  test_wrap ();
   return unit_end ();
 }
