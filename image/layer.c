@@ -209,6 +209,18 @@ set_name (struct layer *l, struct error *e)
   return l->im->name ? 0 : error_nomem (e, "a name", 0);
 }
 
+/* Whoever asks about a stranger's file does not want a disk of the host. */
+static int
+check_untrusted (const struct image *im, struct error *e)
+{
+  const struct image_open_options *o = &im->options;
+
+  if (!o->untrusted || !o->info_only || !im->storage->caps.is_device)
+    return 0;
+  return error_set (e, EPERM, "%s: it is a block device, and the image is "
+                    "untrusted", im->storage->name);
+}
+
 static int
 layer_init (struct layer *l, struct layer *above, struct layer *top,
             const struct image_open_options *options, struct error *e)
@@ -218,6 +230,7 @@ layer_init (struct layer *l, struct layer *above, struct layer *top,
   if ((!is_backing && check_options (options, l->tree, e) == -1)
       || layer_options (l->im, l->tree, is_backing, options, e) == -1
       || open_storage (l, e) == -1
+      || check_untrusted (l->im, e) == -1
       || (above && check_loop (top, l->im->storage, above->im->name,
                                "backing file", e) == -1))
     return -1;

@@ -34,7 +34,7 @@ opened_by () {
   qemu-img create -q -f qcow2 -b base -F qcow2 top
   qemu-img create -q -f qcow2 -o data_file=data ext 1M
   [ "$(opened_by "$NBDIMG" info top)" = top ]
-  ! grep -E 'top".*O_(RDWR|WRONLY)' trace
+  run ! grep -E 'top".*O_(RDWR|WRONLY)' trace
   grep -q 'backing file: base' out
   [ "$(opened_by "$NBDIMG" info ext)" = ext ]
   grep -q 'data file: data' out
@@ -76,7 +76,7 @@ opened_by () {
   expect_error 1 'in the chain already' timeout 10 "$NBDIMG" map b
 }
 
-@test "folders, FIFOs, sockets and character devices are refused and do not hang" {
+@test "folders, FIFOs, sockets and terminals are refused and do not hang" {
   mkdir folder
   mkfifo fifo
   start_nbdkit_socket
@@ -96,17 +96,36 @@ start_nbdkit_socket () {
   qemu-img create -q -f raw d/base 1M
   qemu-io -f raw -c 'write -P 7 0 64k' d/base >out
   qemu-img create -q -f qcow2 -b ../base -F raw d/e/top
+  local d=$BATS_TEST_TMPDIR/d
   cd /
-  "$NBDIMG" info "$BATS_TEST_TMPDIR/d/e/top" | grep -F "actual path: $BATS_TEST_TMPDIR/d/e/../base"
-  "$NBDIMG" compare -f qcow2 -F raw "$BATS_TEST_TMPDIR/d/e/top" \
-    "$BATS_TEST_TMPDIR/d/base"
+  "$NBDIMG" info "$d/e/top" | grep -F "actual path: $d/e/../base"
+  "$NBDIMG" compare -f qcow2 -F raw "$d/e/top" "$d/base"
+}
+
+@test "json: names and NBD exports in images are followed as QEMU does" {
+  need qemu-img qemu-io
+  local name
+  qemu-img create -q -f qcow2 base 1M
+  qemu-io -c 'write -P 9 0 64k' base >out
+  start_server file base
+  local q='json:{"driver":"qcow2","file'
+  for name in "$q"'":{"driver":"file","filename":"base"}}' \
+      'json:{"file.filename":"base"}' \
+      "$q.driver\":\"nbd\",\"file.path\":\"$SOCKET\"}" \
+      "nbd+unix:///?socket=$SOCKET" "nbd:unix:$SOCKET"; do
+    qemu-img create -q -f qcow2 -b "$name" -F qcow2 top 1M
+    qemu-io -r -c 'read -P 9 0 64k' top | grep -q '^read'
+    "$NBDIMG" compare top base
+    "$NBDIMG" info top | grep -F "backing file: $name"
+  done
 }
 
 @test "no name in an image starts a program or gives away a key" {
   need qemu-img strace
   local name
   echo secret >key
-  for name in 'json:{"driver":"raw","file":{"driver":"nbd","command":["touch","made"]}}' \
+  local nbd='json:{"driver":"raw","file":{"driver":"nbd",'
+  for name in "$nbd"'"command":["touch","made"]}}' \
       'https://localhost:1/x' 'ssh://localhost/x' \
       'nbds://localhost:1/?tls-psk-file=key' 'nbd+ssh://localhost/x'; do
     qemu-img create -q -u -f qcow2 -b "$name" -F raw top 1M
@@ -114,7 +133,7 @@ start_nbdkit_socket () {
     strace -f -qq -e trace=execve,openat,connect -o trace "$NBDIMG" map top ||
       :
     [ "$(grep -c execve trace)" = 1 ]
-    ! grep -E '"key"|sin_port=htons\(1\)' trace
+    run ! grep -E '"key"|sin_port=htons\(1\)' trace
     "$NBDIMG" info top >out
     grep -qF 'backing file: ' out
   done
@@ -128,8 +147,9 @@ start_nbdkit_socket () {
   expect_error 1 'is not followed' nbdkit_env -U - "$PLUGIN" top \
     untrusted=1 --run 'true'
   nbdkit_env -U - "$PLUGIN" base untrusted=1 --run 'nbdinfo --size "$uri"'
+  local backing=backing.driver=raw,backing.file.filename=base
   nbdkit_env -U - "$PLUGIN" untrusted=1 \
-    image-opts=driver=qcow2,file.filename=top,backing.driver=raw,backing.file.filename=base \
+    image-opts=driver=qcow2,file.filename=top,$backing \
     --run 'nbdinfo --size "$uri"'
 }
 
