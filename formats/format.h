@@ -87,6 +87,8 @@ struct format_info {
   enum codec codec;       /* of reserve_packed */
   bool data_file_identity;/* external data file: host == guest, and trimmed
                              guest ranges may be punched there by the core */
+  uint64_t vm_state_unit; /* a machine's state begins behind the disk, at the
+                             next multiple of this; 0 = the format keeps none */
 };
 
 /* What an open image asks for; the core fills it through the open policy. */

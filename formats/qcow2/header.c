@@ -373,6 +373,7 @@ fill_info (struct qcow2 *q, const struct format_open_options *opts)
   f->info.cluster_size = (uint32_t) q->cluster_size;
   f->info.cow_size = (uint32_t) q->subcluster_size;
   f->info.alignment = SECTOR_SIZE;
+  f->info.vm_state_unit = (uint64_t) q->cluster_size << q->l2_bits;
   f->info.codec = q->codec;
   f->info.can_pack = codec_available (q->codec)
     && !(q->incompatible_features & INCOMPAT_DATA_FILE);
