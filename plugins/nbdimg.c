@@ -11,7 +11,8 @@
  * so .get_ready opens the image with read locks and the first writable .open
  * takes the write locks.  Between .get_ready and .after_fork it forks and
  * changes folder and user: names are made absolute and files are opened before.
- * On SIGTERM with a client connected .close is not called, .cleanup is.
+ * On SIGTERM with a client connected .close is not called, .cleanup is, and
+ * that not before the client has gone: see shutdown.c.
  */
 
 #include <config.h>
@@ -29,6 +30,7 @@
 #include "common/error.h"
 #include "common/log.h"
 #include "plugins/params.h"
+#include "plugins/shutdown.h"
 #include "server/server.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
@@ -140,7 +142,13 @@ nbdimg_get_ready (void)
 static int
 nbdimg_after_fork (void)
 {
+  struct error e = ERROR_INIT;
+
   forked = true;
+  if (shutdown_watch (&e) == -1) {
+    nbdkit_error ("%s", e.text);
+    return -1;
+  }
   return 0;
 }
 
@@ -152,6 +160,7 @@ nbdimg_cleanup (void)
 {
   struct error e = ERROR_INIT;
 
+  shutdown_watched ();
   if (server && server_shutdown (server, &e) == -1)
     nbdkit_error ("clean shutdown failed: %s", e.text);
 }

@@ -68,7 +68,7 @@ except nbd.Error as e:
   captive --filter=log -- disk logfile=log -- 'nbdsh -u "$uri" -c "
 import nbd
 h.pwrite(b\"x\", 5, nbd.CMD_FLAG_FUA)
-h.zero(512, 0, nbd.CMD_FLAG_FAST_ZERO)
+h.zero(1 << 20, 0, nbd.CMD_FLAG_FAST_ZERO)
 h.flush()"'
   grep -E 'Write.*offset=0x5 count=0x1 fua=1' log
   grep -E 'Zero.*fast=1' log

@@ -172,9 +172,8 @@ h.shutdown()"
 }
 
 @test "with TLS and pre-shared keys, and without a key not" {
-  need psktool
   make_disk qcow2 disk 1M
-  psktool -q -u alice -p keys.psk 2>/dev/null || psktool -u alice -p keys.psk
+  make_key alice keys.psk
   start_nbdkit --tls=require --tls-psk="$PWD/keys.psk" disk
   tls="nbds+unix://alice@/?socket=$SOCKET&tls-psk-file=$PWD/keys.psk"
   nbdsh -u "$tls" -c '
@@ -184,7 +183,7 @@ h.flush()
 assert h.pread(6, 0) == b"secret"'
   run nbdinfo "$URI"
   [ "$status" -ne 0 ]
-  psktool -u mallory -p other.psk
+  make_key mallory other.psk
   run nbdinfo "nbds+unix://mallory@/?socket=$SOCKET&tls-psk-file=$PWD/other.psk"
   [ "$status" -ne 0 ]
 }

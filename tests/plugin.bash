@@ -32,6 +32,11 @@ is_clean () {
     ! qemu-img info --output=json "$1" | grep -q '"dirty-flag": true'
 }
 
+# make_key USER FILE: a pre-shared key for TLS, as psktool makes it.
+make_key () {
+  printf '%s:%s\n' "$1" "$(head -c 32 /dev/urandom | xxd -p -c 64)" >"$2"
+}
+
 # held_locks FILE: the bytes of QEMU's locks that are taken on it, in order.
 held_locks () {
   local inode

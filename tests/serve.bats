@@ -173,9 +173,8 @@ except nbd.Error:
 }
 
 @test "--tls-psk requires TLS, and the URI says so" {
-  need psktool
   make_disk qcow2 disk 1M
-  psktool -u alice -p keys.psk
+  make_key alice keys.psk
   start_serve --tls-psk=keys.psk disk
   [[ $URI == nbds+unix:///?socket=* ]]
   nbdinfo --size "nbds+unix://alice@/?socket=$(socket_of "$URI")&tls-psk-file=$PWD/keys.psk"
