@@ -29,7 +29,7 @@
 /* Where a server is and how to speak to it.  Strings are owned. */
 struct nbdx_target {
   char *name;                   /* the storage's name: URI or "[ cmd ]" */
-  char label[256];              /* the same, cut, for messages */
+  char label[256];              /* the same for messages: printable, cut */
   char *socket;                 /* Unix socket, NULL = TCP */
   char *host, *port;            /* TCP */
   char *export;                 /* "" = the default export */

@@ -377,12 +377,13 @@ parse (char *text, struct parts *p, const struct nbd_tls *tls,
 int
 nbdx_target_name (struct nbdx_target *t, char *name, struct error *e)
 {
+  CLEANUP_FREE char *shown = name ? printable (name) : NULL;
   int n;
 
-  if (!name)
-    return error_nomem (e, "a name", 1);
   t->name = name;
-  n = snprintf (t->label, sizeof t->label, "%s", name);
+  if (!shown)
+    return error_nomem (e, "a name", name ? strlen (name) + 1 : 1);
+  n = snprintf (t->label, sizeof t->label, "%s", shown);
   if (n >= (int) sizeof t->label)
     memcpy (t->label + sizeof t->label - 4, "...", 4);
   return 0;

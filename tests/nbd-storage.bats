@@ -179,7 +179,12 @@ data is durable is not known" ]
 
 @test "nbd: a flush that failed once fails from then on" {
   start_python --fail flush:5
-  expect_error 1 "flush: Input/output error" "$IO" "$URI" 'write 0 1 1' flush
+  run -0 --separate-stderr "$IO" "$URI" 'write 0 1 1' 'fails flush' \
+    'fails flush' 'fails write 0 1 1 fua' 'write 0 1 1'
+  [ "${stderr_lines[0]}" = "$URI: flush: Input/output error" ]
+  [[ ${stderr_lines[1]} == *"a flush failed earlier"* ]]
+  [[ ${stderr_lines[2]} == *"a flush failed earlier"* ]]
+  [ "$(grep -c flush log)" = 1 ]
 }
 
 @test "nbd: trim of a server without trim does nothing" {
@@ -297,7 +302,8 @@ data is durable is not known" ]
 @test "nbd: a killed server fails each later request, and says so" {
   start_server memory 1M
   mkfifo go
-  start "$IO" "$URI" 'write 0 4096 1' 'wait go' flush 'is 0 1 1' >out 2>err
+  start "$IO" "$URI" 'write 0 4096 1' 'wait go' 'fails flush' 'fails flush' \
+    'fails write 0 1 1' 'is 7 2 1' >out 2>err
   pid=$STARTED_PID
   poll 30 grep -q waiting out
   kill -9 "$SERVER_PID"
@@ -305,6 +311,8 @@ data is durable is not known" ]
   status_of "$pid"
   [ "$status" = 1 ]
   grep -F "$URI: flush: the connection is lost: " err
+  grep -F "$URI: write of 1 bytes at 0: the connection is lost: " err
+  grep -F "$URI: read of 2 bytes at 7: the connection is lost: " err
 }
 
 @test "nbd: a killed server fails every request in flight" {

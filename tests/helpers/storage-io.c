@@ -20,6 +20,7 @@
  *   stress THREADS ROUNDS SIZE        writes and reads of SIZE bytes, side by
  *                                     side in the first THREADS * 16 places
  *   writable                          storage_set_writable
+ *   fails REQUEST ARGUMENT...         the request fails: tell why and go on
  *   wait FIFO                         say "waiting", until a line comes
  *   fork                              the rest in a child (as nbdkit forks)
  */
@@ -390,6 +391,15 @@ static const struct {
 };
 
 static int
+run_words (struct storage *st, char **words, struct error *e)
+{
+  for (size_t i = 0; i < sizeof requests / sizeof requests[0]; i++)
+    if (words[0] && strcmp (words[0], requests[i].name) == 0)
+      return requests[i].run (st, words, e);
+  die ("unknown request");
+}
+
+static int
 run (struct storage *st, char *text, struct error *e)
 {
   char *words[MAX_WORDS + 1] = { NULL }, *save = NULL;
@@ -399,10 +409,13 @@ run (struct storage *st, char *text, struct error *e)
     if (!words[i])
       break;
   }
-  for (size_t i = 0; i < sizeof requests / sizeof requests[0]; i++)
-    if (words[0] && strcmp (words[0], requests[i].name) == 0)
-      return requests[i].run (st, words, e);
-  die ("unknown request");
+  if (!words[0] || strcmp (words[0], "fails") != 0)
+    return run_words (st, words, e);
+  if (run_words (st, words + 1, e) == 0)
+    die ("a request that was to fail did not");
+  fprintf (stderr, "%s\n", e->text);
+  error_clear (e);
+  return 0;
 }
 
 struct arguments {
