@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/cleanup.h"
 #include "tool/tool.h"
 
 static const char usage[] =
@@ -115,20 +116,6 @@ parse (struct tool_args *args, struct request *rq)
   return parse_names (args, rq);
 }
 
-/* "," is doubled, as -o wants it. */
-static void
-print_value (const char *value)
-{
-  for (const char *comma; (comma = strchr (value, ',')); value = comma + 1) {
-    char *part = strndup (value, (size_t) (comma - value));
-
-    tool_put_name (stdout, part ? part : "?");
-    fputs (",,", stdout);
-    free (part);
-  }
-  tool_put_name (stdout, value);
-}
-
 static void
 print_formatting (const struct create_opts *opts, const json_t *used)
 {
@@ -139,8 +126,10 @@ print_formatting (const struct create_opts *opts, const json_t *used)
   tool_put_name (stdout, opts->name);
   printf ("', fmt=%s", opts->format ? opts->format : "raw");
   json_object_foreach ((json_t *) used, key, value) {
+    CLEANUP_FREE char *text = tool_double_commas (json_string_value (value));
+
     printf (" %s=", key);
-    print_value (json_string_value (value));
+    tool_put_name (stdout, text ? text : "?");
   }
   putchar ('\n');
 }

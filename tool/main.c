@@ -14,7 +14,6 @@
 #include <string.h>
 
 #include "common/log.h"
-#include "formats/format.h"
 #include "tool/tool.h"
 
 const char *program = "nbdimg";

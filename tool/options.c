@@ -171,6 +171,22 @@ tool_add_options (char **all, const char *text)
   return 0;
 }
 
+char *
+tool_double_commas (const char *text)
+{
+  char *r = malloc (2 * strlen (text) + 1), *q = r;
+
+  if (!r)
+    return NULL;
+  for (; *text; ++text) {
+    *q++ = *text;
+    if (*text == ',')
+      *q++ = ',';
+  }
+  *q = '\0';
+  return r;
+}
+
 /* The length of the item at P; a doubled comma does not end it. */
 static size_t
 item_length (const char *p)

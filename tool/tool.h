@@ -121,6 +121,11 @@ extern int tool_output (const char *text, bool *json);
 /* Add the argument of one -o to *ALL (owned by the caller, NULL at first). */
 extern int tool_add_options (char **all, const char *text);
 
+/* TEXT as it stands in an option list.  Returns owned, NULL when memory is
+ * out.
+ */
+extern char *tool_double_commas (const char *text);
+
 /* Does an option list ask for "help" or "?"? */
 extern bool tool_options_want_help (const char *options);
 
