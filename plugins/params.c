@@ -110,6 +110,12 @@ set_share (const char *key, const char *value, struct error *e)
 }
 
 static int
+set_force_share (const char *key, const char *value, struct error *e)
+{
+  return set_bool (key, value, &params.open.force_share, e);
+}
+
+static int
 set_cache (const char *key, const char *value, struct error *e)
 {
   return cache_mode_parse (key, value, &params.open.cache, e);
@@ -175,6 +181,7 @@ static const struct {
   { "discard", set_discard },
   { "detect-zeroes", set_detect_zeroes },
   { "share", set_share },
+  { "force-share", set_force_share },
   { "untrusted", set_untrusted },
   { "metadata-cache", set_metadata_cache },
   { "dir", refuse },
@@ -219,6 +226,8 @@ check (struct error *e)
                       "format= goes with file=; in image-opts= it is driver=");
   if (params.format && !format_lookup (params.format, e))
     return error_prefix (e, "format=%s", params.format);
+  if (o->force_share && !params.readonly && !o->snapshot)
+    return error_set (e, EINVAL, "force-share=on needs readonly=on");
   if (o->detect_zeroes == DETECT_ZEROES_UNMAP && !o->discard)
     return error_set (e, EINVAL, "detect-zeroes=unmap needs discard=unmap");
   return 0;

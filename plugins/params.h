@@ -26,6 +26,7 @@
   "discard=MODE         unmap (default): trim frees space; or ignore.\n" \
   "detect-zeroes=MODE   off (default), on or unmap.\n" \
   "share=on|off         Let other programs write to the image (default off).\n"\
+  "force-share=BOOL     With readonly=on: take no notice of a writer.\n" \
   "untrusted=BOOL       The image is hostile: follow no name inside it.\n" \
   "metadata-cache=SIZE  Memory for the metadata of all layers (16M)."
 

@@ -184,6 +184,7 @@ assert got == [[1 << 20, 3, 3 << 20, 0, 4 << 20, 3]], got"'
   refused 'detect-zeroes=maybe' disk detect-zeroes=maybe
   refused 'detect-zeroes=unmap needs discard=unmap' disk \
     detect-zeroes=unmap discard=ignore
+  refused 'force-share=on needs readonly=on' disk force-share=on
   refused 'backing=perhaps' disk backing=perhaps
   refused 'metadata-cache=1' disk metadata-cache=1
   refused 'dir= is not built yet' dir=.
@@ -231,7 +232,7 @@ assert got == [[1 << 20, 3, 3 << 20, 0, 4 << 20, 3]], got"'
   run nbdkit_env "$PLUGIN" --help
   [ "$status" -eq 0 ]
   for parameter in file image-opts format readonly snapshot backing cache \
-      discard detect-zeroes share untrusted metadata-cache; do
+      discard detect-zeroes share force-share untrusted metadata-cache; do
     [[ $output == *"$parameter="* ]]
   done
 }

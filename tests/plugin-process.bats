@@ -176,7 +176,9 @@ h.shutdown()"
   make_key alice keys.psk
   start_nbdkit --tls=require --tls-psk="$PWD/keys.psk" disk
   tls="nbds+unix://alice@/?socket=$SOCKET&tls-psk-file=$PWD/keys.psk"
-  nbdsh -u "$tls" -c '
+  nbdsh -c "
+h.set_uri_allow_local_file(True)
+h.connect_uri('$tls')" -c '
 assert h.get_tls_negotiated()
 h.pwrite(b"secret", 0)
 h.flush()

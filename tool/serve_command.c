@@ -190,7 +190,8 @@ put_image (const struct serve *s, struct arguments *a, struct error *e)
     { "detect-zeroes", s->detect_zeroes },
     { "metadata-cache", s->metadata_cache },
     { "readonly", s->readonly ? "on" : NULL },
-    { "share", s->share || s->force_share ? "on" : NULL },
+    { "share", s->share ? "on" : NULL },
+    { "force-share", s->force_share ? "on" : NULL },
     { "untrusted", s->untrusted ? "on" : NULL },
   };
 
