@@ -91,7 +91,13 @@ describe (struct image *im, const struct mapping *m, uint64_t offset,
   case MAP_BACKING_ALLOC:
     break;
   }
-  return below_extent (im, offset, flags, x, e);
+  if (below_extent (im, offset, flags, x, e) == -1)
+    return -1;
+  if (m->kind == MAP_BACKING_ALLOC && x->layer == im) {
+    x->has_host = true;
+    x->host = m->host;
+  }
+  return 0;
 }
 
 int
