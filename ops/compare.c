@@ -112,7 +112,11 @@ is_beyond_limit (const struct run *r, uint64_t offset)
 
 /* ---- giving out work ---- */
 
-/* Know what SIDE has at the position.  Behind its end a disk is zero. */
+/* Know what SIDE has at the position.  Behind its end a disk is zero.
+ *
+ * Strict mode compares what the tables of an image say.  A hole of the file in
+ * an allocated cluster is no difference: a copy of the file may have others.
+ */
 static int
 look (struct run *r, int i)
   REQUIRES (&r->mutex)
@@ -120,6 +124,7 @@ look (struct run *r, int i)
   struct side *side = &r->sides[i];
   struct event ev = { .kind = EVENT_EXTENTS, .offset = r->position,
                       .image = i + 1, .error = ERROR_INIT };
+  unsigned flags = r->strict ? EXTENTS_METADATA : 0;
 
   if (r->position < side->end)
     return 0;
@@ -128,7 +133,7 @@ look (struct run *r, int i)
     side->end = r->total;
     return 0;
   }
-  if (image_extents (side->im, r->position, side->size - r->position, 0,
+  if (image_extents (side->im, r->position, side->size - r->position, flags,
                      &side->extent, &ev.error) == -1) {
     add_event_locked (r, &ev);
     return -1;
