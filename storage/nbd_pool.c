@@ -408,12 +408,24 @@ init_conn (struct nbdx_pool *p, unsigned i, struct error *e)
   return 0;
 }
 
+/* A polite end, without waiting for the server's.  Only a handshake that was
+ * begun gets a moment to finish, as long as the server answers: nbdkit
+ * complains on its standard error about one that breaks off.
+ */
+static void
+disconnect (struct nbd_handle *h)
+{
+  while (!nbd_aio_is_ready (h) && nbd_poll (h, 100) == 1)
+    ;
+  if (nbd_aio_is_ready (h))
+    nbd_aio_disconnect (h, 0);
+}
+
 static void
 close_conn (struct conn *c)
 {
-  /* A polite end, without waiting for the server. */
-  if (c->h && nbd_aio_is_ready (c->h))
-    nbd_aio_disconnect (c->h, 0);
+  if (c->h)
+    disconnect (c->h);
   nbd_close (c->h);
   close (c->kick);
   mutex_destroy (&c->m);

@@ -616,6 +616,21 @@ make_authority () {
   done
 }
 
+@test "nbd: a killed server fails the requests of a TLS connection too" {
+  make_keys
+  mkfifo go
+  start_server --tls=require --tls-psk=keys memory 1M
+  start "$IO" --psk keys --user alice "$URI" 'wait go' 'fails write 0 64k 1' \
+    'is 0 64k 1' >out 2>err
+  pid=$STARTED_PID
+  poll 30 grep -q waiting out
+  kill -9 "$SERVER_PID"
+  echo >go
+  status_of "$pid"
+  [ "$status" = 1 ]
+  [ "$(grep -c "the connection is lost" err)" = 2 ]
+}
+
 @test "nbd: TLS is required, never given up" {
   make_keys
   start_server memory 1M
