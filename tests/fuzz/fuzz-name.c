@@ -40,15 +40,15 @@ parse (unsigned how, const char *name, struct error *e)
 {
   const struct policy_image normal = { "d/top", "d/top", false };
   const struct policy_image closed = { "d/top", "d/top", true };
-  static const char *const formats[] = { NULL, "raw", "qcow2", "vmdk" };
+  static const char *const format_names[] = { NULL, "raw", "qcow2", "vmdk" };
 
   switch (how % 8) {
   case 0: case 1: case 2: case 3:
-    return image_name_parse (name, formats[how % 8], e);
+    return image_name_parse (name, format_names[how % 8], e);
   case 4:
     return image_opts_parse (name, e);
   case 5:
-    return policy_backing (&normal, name, formats[how / 8 % 4], e);
+    return policy_backing (&normal, name, format_names[how / 8 % 4], e);
   case 6:
     return policy_data_file (&normal, name, e);
   default:
