@@ -7,7 +7,8 @@
  *   nbd_pool.c     connections, and many requests in flight on each
  *   nbd_connect.c  one libnbd handle: options, TLS, what the server claims
  *   nbd_uri.c      names of servers
- *   nbd_command.c  a server that runs as our child
+ *   nbd_command.c  a server that runs for us
+ *   nbd_keeper.c   the process that is its parent
  *
  * Names begin with "nbdx": "nbd_" is libnbd's.
  */
@@ -94,6 +95,14 @@ extern void nbdx_command_fate (struct nbdx_command *c, int timeout,
 
 /* End the process, wait for it, free C.  NULL is allowed. */
 extern void nbdx_command_close (struct nbdx_command *c);
+
+/* ---- nbd_keeper.c ---- */
+
+/* Be the parent of COMMAND until it ends, and then end like it.  LIFE is the
+ * reading end of a pipe; when nobody has its other end open, or on SIGTERM,
+ * the command gets SIGTERM.
+ */
+extern void nbdx_keep (pid_t command, int life) __attribute__ ((noreturn));
 
 /* ---- nbd_pool.c ---- */
 

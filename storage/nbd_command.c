@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* "[ command args ]": an NBD server that runs as our child and takes a
- * listening socket as descriptor 3 (systemd's socket activation, see
+/* "[ command args ]": an NBD server that runs for us and takes a listening
+ * socket as descriptor 3 (systemd's socket activation, see
  * sd_listen_fds(3); nbdkit, qemu-nbd and qemu-storage-daemon do).
  *
  * Layer: storage.
@@ -12,9 +12,11 @@
  * the time the server runs: it is reached through /proc/self/fd, so nobody
  * else can connect and nothing is left behind by a crash.
  *
- * The child stands in our process group: Ctrl-C reaches both.  It is known by
- * a pidfd, which still means the same process when nbdkit has forked and we
- * are no longer its parent.
+ * Our child is not the server but the server's keeper (nbd_keeper.c), so that
+ * the server lives longer than the thread that started it.  Both stand in our
+ * process group: Ctrl-C reaches the server.  The keeper is known by a pidfd,
+ * which still means the same process when nbdkit has forked and we are no
+ * longer its parent.
  *
  * Locking: m guards what is known of the end of the process.
  */
@@ -28,6 +30,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -51,6 +54,7 @@ struct nbdx_command {
   pid_t pid, parent;            /* only PARENT can wait for PID */
   int pidfd;
   int socket;                   /* O_PATH */
+  int life;                     /* a pipe: while it is open the server runs */
 
   struct mutex m;
   /* guarded by m */
@@ -121,6 +125,7 @@ struct child {
   char **env;                   /* owned; the strings but PID_TEXT are not */
   char pid_text[32];            /* LISTEN_PID=... */
   int listen, report;           /* both above LISTEN_FDS_START, O_CLOEXEC */
+  int life;                     /* the keeper's end of the pipe */
 };
 
 static bool
@@ -193,13 +198,33 @@ run_child (struct child *c)
   int err;
 
   reset_signals ();
+  prctl (PR_SET_PDEATHSIG, SIGKILL);    /* should the keeper be killed */
   put_pid (c->pid_text, getpid ());
+  /* Standard output is for results, and a daemon must not keep it open. */
+  dup2 (STDERR_FILENO, STDOUT_FILENO);
   if (dup2 (c->listen, LISTEN_FDS_START) != -1)
     execvpe (c->argv[0], c->argv, c->env);
   err = errno;
   if (write (c->report, &err, sizeof err) == -1)
     _exit (126);
   _exit (127);
+}
+
+static void __attribute__ ((noreturn))
+run_keeper (struct child *c)
+{
+  pid_t pid = fork ();
+
+  if (pid == 0)
+    run_child (c);
+  if (pid == -1) {
+    int err = errno;
+
+    if (write (c->report, &err, sizeof err) == -1)
+      _exit (126);
+    _exit (127);
+  }
+  nbdx_keep (pid, c->life);
 }
 
 /* Fork with all signals blocked: no handler of ours runs in the child. */
@@ -214,7 +239,7 @@ fork_child (struct child *c)
   pthread_sigmask (SIG_SETMASK, &all, &old);
   pid = fork ();
   if (pid == 0)
-    run_child (c);
+    run_keeper (c);
   err = errno;
   pthread_sigmask (SIG_SETMASK, &old, NULL);
   errno = err;
@@ -285,7 +310,9 @@ spawn (struct nbdx_command *c, struct child *child, int report_in,
 static int
 start (struct nbdx_command *c, char *const *argv, struct error *e)
 {
-  struct child child = { .argv = argv, .listen = -1, .report = -1 };
+  struct child child = { .argv = argv, .listen = -1, .report = -1,
+    .life = -1 };
+  CLEANUP_CLOSE int life_out = -1;
   CLEANUP_CLOSE int report_in = -1;
   int fds[2], r = -1;
 
@@ -293,7 +320,11 @@ start (struct nbdx_command *c, char *const *argv, struct error *e)
   if (child.listen == -1
       || (child.listen = move_up (child.listen, e)) == -1)
     return -1;
-  if (pipe2 (fds, O_CLOEXEC) == -1)
+  if (pipe2 (fds, O_CLOEXEC) == 0) {
+    child.life = life_out = move_up (fds[0], e);
+    c->life = fds[1];
+  }
+  if (child.life == -1 || pipe2 (fds, O_CLOEXEC) == -1)
     error_errno (e, errno, "pipe");
   else {
     report_in = fds[0];
@@ -352,7 +383,7 @@ nbdx_command_start (char *const *argv, struct nbdx_target *t, struct error *e)
     error_nomem (e, "a command", sizeof *c);
     return NULL;
   }
-  c->socket = c->pidfd = -1;
+  c->socket = c->pidfd = c->life = -1;
   mutex_init (&c->m);
   if (start (c, argv, e) == -1 || set_target (c, t, e) == -1) {
     error_prefix (e, "%s", t->label);
@@ -438,6 +469,8 @@ nbdx_command_close (struct nbdx_command *c)
     close (c->pidfd);
   if (c->socket != -1)
     close (c->socket);
+  if (c->life != -1)
+    close (c->life);
   mutex_destroy (&c->m);
   free (c);
 }

@@ -139,6 +139,7 @@ h.flush()'
 
 @test "as a daemon it serves an image from a server that was run for it" {
   make_disk qcow2 disk 1M
+  truncate -s 2M disk
   new_socket
   nbdkit_env -U "$SOCKET" -P "$PIDFILE" "$PLUGIN" \
     'file=["nbdkit","file","disk"]' format=qcow2 3>&- 4>&-
@@ -152,6 +153,18 @@ assert h.pread(5000, 5000) == b"x" * 5000'
   stop_server
   is_clean disk
   qemu-io -r -c 'read -P 0x78 5000 5000' disk
+}
+
+@test "a server that was run for an image ends with us, also by kill -9" {
+  make_disk qcow2 disk 1M
+  for signal in TERM KILL; do
+    start_nbdkit 'file=["sh","-c","echo $$ >inner; exec nbdkit file disk"]' \
+      format=qcow2
+    nbdinfo --size "$URI"
+    is_running "$(cat inner)"
+    kill -$signal "$SERVER_PID"
+    poll 20 not_running "$(cat inner)"
+  done
 }
 
 @test "by socket activation" {
