@@ -253,6 +253,22 @@ data is durable is not known" ]
   [ "$(grep -c write log)" = 16 ]
 }
 
+@test "nbd: ranges of many GiB are sent in pieces of 1 GiB" {
+  start_logged memory 5G
+  "$IO" "$URI" 'write 4G 1M 1' 'zero 1 5368709119 unmap' 'is 4G 1M 0' \
+    'trim 0 5G' 'zero 0 2g fast'
+  run -0 "$IO" "$URI" 'extents 0 5G'
+  [ "$(tail -n 1 <<<"$output")" = "4294967296 1073741824 hole" ]
+  local count nr=0
+  while read -r count; do
+    [ $((count)) -le $((1 << 30)) ] || fail "a request of $count bytes"
+    nr=$((nr + 1))
+  done < <(sed -nE 's/.* (Zero|Trim|Extents) id=.* count=(\S+) .*/\2/p' log)
+  [ $nr = 17 ]
+  # Once it was fast the rest is not asked again whether it is.
+  [ "$(grep -c ' Zero .* fast=1 ' log)" = 1 ]
+}
+
 # ---- connections ----
 
 @test "nbd: requests of many threads stay apart" {
