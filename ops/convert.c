@@ -40,6 +40,31 @@ static const uint64_t max_memory = 64 * MiB;
 
 /* ---- what the options mean ---- */
 
+/* Does the file hold much less than it is long?  Then its holes are worth a
+ * question for each extent; else that only costs time (0.2 ms each on tmpfs).
+ */
+static bool
+is_sparse (struct storage *st)
+{
+  struct error ignored = ERROR_INIT;
+  uint64_t used;
+
+  return storage_disk_size (st, &used, &ignored) == 0
+    && used < storage_size (st) - storage_size (st) / 8;
+}
+
+static unsigned
+extents_flags (const struct image *im)
+{
+  for (; im; im = im->backing) {
+    struct storage *st = im->data_file ? im->data_file : im->storage;
+
+    if (!im->format->info.identity && is_sparse (st))
+      return 0;
+  }
+  return EXTENTS_METADATA;
+}
+
 static int
 add_sources (struct convert *c, struct error *e)
 {
@@ -54,6 +79,7 @@ add_sources (struct convert *c, struct error *e)
     s->im = c->opts->sources[i];
     s->start = c->total;
     s->size = image_size (s->im);
+    s->flags = extents_flags (s->im);
     if (!round_up_ok (s->size, SECTOR_SIZE, &s->span)
         || !add_ok (c->total, s->span, &c->total)
         || c->total > (uint64_t) INT64_MAX)

@@ -32,6 +32,7 @@ enum block_state {
   BLOCK_SKIP,                   /* the target reads right already */
   BLOCK_ZERO,                   /* must be made to read as zeroes */
   BLOCK_DATA,                   /* must be read */
+  BLOCK_UNKNOWN,                /* nobody has looked yet */
 };
 
 struct convert_source {
@@ -39,6 +40,7 @@ struct convert_source {
   uint64_t start;               /* where it begins */
   uint64_t size;
   uint64_t span;                /* size in whole sectors */
+  unsigned flags;               /* EXTENTS_METADATA where nothing is lost */
 };
 
 struct convert {
@@ -87,7 +89,7 @@ struct convert {
 struct claim {
   uint64_t start, end;
   uint64_t number;              /* in order of start, without gaps */
-  enum block_state state;       /* BLOCK_ZERO: all of it; else unknown */
+  enum block_state state;       /* of all of it, or BLOCK_UNKNOWN */
 };
 
 /* A range that could not be read and became zeroes (--salvage). */

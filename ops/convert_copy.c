@@ -20,8 +20,6 @@
 #include "common/codec.h"
 #include "ops/convert.h"
 
-enum { BLOCK_UNKNOWN = 0xff };
-
 static uint64_t
 claim_length (const struct worker *w)
 {
@@ -77,7 +75,9 @@ guess (struct worker *w, struct error *e)
   struct convert *c = w->c;
   uint64_t offset = w->claim.start, length;
 
-  memset (w->states, BLOCK_UNKNOWN, nr_blocks (w));
+  memset (w->states, (int) w->claim.state, nr_blocks (w));
+  if (w->claim.state != BLOCK_UNKNOWN)
+    return 0;
   while (offset < w->claim.end) {
     enum block_state state;
 
@@ -308,14 +308,10 @@ static int
 write_run (struct worker *w, enum block_state state, uint64_t at, uint64_t len,
            struct error *e)
 {
-  switch (state) {
-  case BLOCK_SKIP:
+  if (state == BLOCK_SKIP)
     return 0;
-  case BLOCK_ZERO:
+  if (state == BLOCK_ZERO)
     return write_zeroes (w, w->claim.start + at, len, e);
-  case BLOCK_DATA:
-    break;
-  }
   return w->c->cluster ? write_packed (w, at, len, e)
     : write_data (w, at, len, e);
 }

@@ -133,7 +133,8 @@ claim_locked (struct convert *c, struct claim *claim)
     if (c->known == BLOCK_ZERO && alike >= chunk_end)
       take_locked (c, claim, min_u64 (alike, c->next + max_zero), BLOCK_ZERO);
     else
-      take_locked (c, claim, chunk_end, BLOCK_DATA);
+      take_locked (c, claim, chunk_end, c->known_end >= chunk_end
+                   ? c->known : BLOCK_UNKNOWN);
     return true;
   }
   return false;

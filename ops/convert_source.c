@@ -60,7 +60,7 @@ convert_state (struct convert *c, uint64_t offset, uint64_t len,
                uint64_t *length, enum block_state *state, struct error *e)
 {
   struct convert_source *s = find (c, offset);
-  unsigned flags = c->base_depth == 1 ? EXTENTS_TOP_ONLY : 0;
+  unsigned flags = s->flags | (c->base_depth == 1 ? EXTENTS_TOP_ONLY : 0);
   uint64_t at = offset - s->start;
   struct image_extent x;
 
