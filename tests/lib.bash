@@ -87,9 +87,15 @@ poll () {
 
 # ---- processes ----
 
+# When a process began, in clock ticks: with its number that names it for good,
+# where the number alone is soon another process's.
+start_time () {
+  sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20
+}
+
 # Remember a process that this test started.
 remember_pid () {
-  echo "$1" >>"$BATS_TEST_TMPDIR/.pids"
+  echo "$1 $(start_time "$1")" >>"$BATS_TEST_TMPDIR/.pids"
 }
 
 # A process that ended and was not waited for does not count.
@@ -108,9 +114,10 @@ start () {
 }
 
 stop_all () {
-  local pid
+  local pid began
   [ -e "$BATS_TEST_TMPDIR/.pids" ] || return 0
-  while read -r pid; do
+  while read -r pid began; do
+    [ -n "$began" ] && [ "$(start_time "$pid")" = "$began" ] || continue
     kill "$pid" 2>/dev/null || continue
     poll 10 not_running "$pid" || kill -9 "$pid" 2>/dev/null
     wait "$pid" 2>/dev/null || :
@@ -172,6 +179,43 @@ start_server () {
   SERVER_PID=$(cat "$PIDFILE")
   remember_pid "$SERVER_PID"
   URI="nbd+unix:///?socket=$SOCKET"
+}
+
+# A socket that listens on a free port of the loopback is made before the server,
+# which takes it over as descriptor 3 by socket activation: no port is guessed.
+listen_and_exec='
+import os, socket, sys
+s = socket.socket()
+s.bind(("127.0.0.1", 0))
+s.listen(128)
+with open("port.new", "w") as f:
+    f.write(str(s.getsockname()[1]))
+os.rename("port.new", "port")
+os.dup2(s.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execvp(sys.argv[1], sys.argv[1:])
+'
+
+# start_listening COMMAND...: a server on such a socket; sets PORT
+start_listening () {
+  need python3
+  rm -f port
+  start python3 -c "$listen_and_exec" "$@"
+  poll 30 test -s port || fail "no port for $1"
+  PORT=$(cat port)
+}
+
+# start_tcp ARGUMENT...: nbdkit with any plugin on a free port of localhost; sets
+# PORT, URI and SERVER_PID
+start_tcp () {
+  new_socket
+  start_listening env ${config_PRELOAD:+LD_PRELOAD="$config_PRELOAD"} \
+    ${config_PRELOAD:+ASAN_OPTIONS="$ASAN_OPTIONS:detect_leaks=0"} \
+    "$config_NBDKIT" -f -P "$PIDFILE" "$@" || return 1
+  wait_for_server "$STARTED_PID" || return 1
+  SERVER_PID=$(cat "$PIDFILE")
+  URI="nbd://127.0.0.1:$PORT"
 }
 
 # start_qemu_nbd ARGUMENT...: the same with qemu-nbd

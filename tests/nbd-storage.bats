@@ -564,31 +564,6 @@ EOF
 
 # ---- TLS ----
 
-listen_and_exec='
-import os, socket, sys
-s = socket.socket()
-s.bind(("127.0.0.1", 0))
-s.listen(16)
-with open("port.new", "w") as f:
-    f.write(str(s.getsockname()[1]))
-os.rename("port.new", "port")
-os.dup2(s.fileno(), 3)
-os.set_inheritable(3, True)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
-os.execv(sys.argv[1], sys.argv[1:])
-'
-
-# start_tcp ARGUMENT...: nbdkit on a free port of localhost; sets PORT
-start_tcp () {
-  need python3
-  new_socket
-  rm -f port
-  start python3 -c "$listen_and_exec" "$NBDKIT" -f -P "$PIDFILE" "$@"
-  wait_for_server "$STARTED_PID" || return 1
-  SERVER_PID=$(cat "$PIDFILE")
-  PORT=$(cat port)
-}
-
 make_keys () {
   printf 'alice:%s\n' "$(head -c 32 /dev/urandom | xxd -p -c 64)" >keys
   printf 'alice:%s\n' "$(head -c 32 /dev/urandom | xxd -p -c 64)" >wrong
