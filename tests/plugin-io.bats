@@ -89,8 +89,7 @@ for i in range(100):
     assert c.pread(5000, i * 600000) == data, i
 "
     # What was flushed is there when the server dies at once.
-    kill -9 "$SERVER_PID"
-    poll 10 not_running "$SERVER_PID"
+    kill_server disk
     qemu-img convert -f $fmt -O raw disk copy
     nbdsh -c "
 f = open('copy', 'rb')
@@ -115,8 +114,7 @@ h.zero(70000, 5 << 20, nbd.CMD_FLAG_FUA | nbd.CMD_FLAG_NO_HOLE)
 h.trim(1 << 20, 6 << 20, nbd.CMD_FLAG_FUA)
 open('after-trim', 'wb').write(h.pread(1 << 20, 6 << 20))
 "
-    kill -9 "$SERVER_PID"
-    poll 10 not_running "$SERVER_PID"
+    kill_server disk
     qemu-img convert -f $fmt -O raw disk copy
     nbdsh -c "
 d = open('copy', 'rb').read()
@@ -137,8 +135,7 @@ assert d[6 << 20:7 << 20] == open('after-trim', 'rb').read()
 for i in range(8):
     h.pwrite(b'w' * 4096, i << 20)
 "
-    kill -9 "$SERVER_PID"
-    poll 10 not_running "$SERVER_PID"
+    kill_server disk
     qemu-img convert -f qcow2 -O raw disk copy
     nbdsh -c "
 d = open('copy', 'rb').read()

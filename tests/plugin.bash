@@ -32,6 +32,13 @@ is_clean () {
     ! qemu-img info --output=json "$1" | grep -q '"dirty-flag": true'
 }
 
+# kill_server IMAGE: kill -9, and wait until its threads have let go of IMAGE.
+kill_server () {
+  kill -9 "$SERVER_PID"
+  poll 10 has_no_locks "$1"
+}
+has_no_locks () { [ -z "$(held_locks "$1")" ]; }
+
 # make_key USER FILE: a pre-shared key for TLS, as psktool makes it.
 make_key () {
   printf '%s:%s\n' "$1" "$(head -c 32 /dev/urandom | xxd -p -c 64)" >"$2"
