@@ -35,6 +35,8 @@ merge_items (struct checker *c)
 {
   size_t n = 0;
 
+  if (c->nr_l2 == 0)
+    return;
   qsort (c->l2, c->nr_l2, sizeof *c->l2, compare_items);
   for (size_t i = 0; i < c->nr_l2; ++i) {
     struct l2_item *to = n > 0 ? &c->l2[n - 1] : NULL;
