@@ -181,25 +181,34 @@ is_remote (const struct image *im)
   return false;
 }
 
-/* Local work is bound by the processors; remote work waits, and some requests
- * on the way make up for that.
+/* Local work is bound by the processors; with -c some more chunks keep them
+ * busy while a finished one waits for its turn.  Remote work waits, and
+ * requests on the way make up for that.
  */
+static unsigned
+wanted_workers (const struct convert *c)
+{
+  long cpus = sysconf (_SC_NPROCESSORS_ONLN);
+  uint64_t n = cpus > 1 ? (uint64_t) cpus : 1;
+
+  if (c->opts->parallel)
+    return (unsigned) min_u64 (c->opts->parallel, MAX_WORKERS);
+  for (size_t i = 0; i < c->nr_sources; ++i)
+    if (is_remote (c->sources[i].im))
+      return 8;
+  if (is_remote (c->target))
+    return 8;
+  if (c->opts->compressed)
+    n *= 2;
+  return (unsigned) min_u64 (max_u64 (n, 2), 8);
+}
+
 static unsigned
 choose_workers (const struct convert *c)
 {
-  long cpus = sysconf (_SC_NPROCESSORS_ONLN);
-  unsigned n = cpus > 2 ? (unsigned) min_u64 ((uint64_t) cpus, 8) : 2;
+  uint64_t most = max_u64 (1, max_memory / c->chunk);
 
-  if (c->opts->parallel)
-    n = (unsigned) min_u64 (c->opts->parallel, MAX_WORKERS);
-  else {
-    for (size_t i = 0; i < c->nr_sources; ++i)
-      if (is_remote (c->sources[i].im))
-        n = 8;
-    if (is_remote (c->target))
-      n = 8;
-  }
-  return (unsigned) min_u64 (n, max_u64 (1, max_memory / c->chunk));
+  return (unsigned) min_u64 (wanted_workers (c), most);
 }
 
 static int
@@ -211,7 +220,11 @@ setup (struct convert *c, struct error *e)
   c->target_is_zero = c->opts->target_is_zero && !c->target->backing;
   c->clone = c->opts->copy_offload && !c->opts->compressed && !c->base;
   choose_sizes (c);
-  c->in_order = c->opts->in_order;
+  /* What stands where in a raw target does not depend on the order, and a
+   * server should have several requests at hand.
+   */
+  c->in_order = c->opts->in_order && !c->target->format->info.identity
+    && !is_remote (c->target);
   return 0;
 }
 

@@ -169,9 +169,6 @@ open_backing (struct plan *p, struct error *e)
 static int
 check_backing (struct plan *p, struct error *e)
 {
-  if (!p->backing_file && p->backing_format)
-    return error_set (e, EINVAL, "Backing format cannot be used without "
-                      "backing file");
   if (!p->backing_file)
     return 0;
   if (!*p->backing_file)
@@ -250,6 +247,9 @@ create (const struct plan *p, struct create_result *result,
   result->options = all_options (p, e);
   if (!result->options)
     return -1;
+  if (!p->backing_file && p->backing_format)
+    return error_set (e, EINVAL, "Backing format cannot be used without "
+                      "backing file");
   if (op_cancelled (ctx))
     return error_set (e, ECANCELED, "create was cancelled");
   return image_create (p->opts->name, p->format, &opts, false, e);

@@ -53,7 +53,7 @@ normalise (const struct format_option *o, const char *text, struct error *e)
       error_set (e, ERANGE, "Value '%s' is out of range for parameter '%s'",
                  text, o->name);
     else
-      error_set (e, EINVAL, "Parameter '%s' expects a size: a number, with a "
+      error_set (e, EINVAL, "Parameter '%s' expects a number of bytes, with a "
                  "suffix k, M, G, T, P or E if you like", o->name);
     return NULL;
   case OPTION_NUMBER:

@@ -141,10 +141,11 @@ tell_failure (const struct request *rq, const struct compare_result *result,
     return EXIT_READ;
   }
   if (result->failed_extents)
-    tool_error ("Sector allocation test failed for %s: %s", name, e->text);
+    tool_error ("Sector allocation test failed for %s: %s", name,
+                tool_without_name (name, e));
   else
     tool_error ("Error while reading offset %" PRIu64 " of %s: %s",
-                result->failed_offset, name, e->text);
+                result->failed_offset, name, tool_without_name (name, e));
   return result->failed_extents ? EXIT_EXTENTS : EXIT_READ;
 }
 
@@ -156,11 +157,13 @@ compare (const struct request *rq, struct image *a, struct image *b,
   struct error e = ERROR_INIT;
   bool quiet = rq->progress.quiet;
 
-  if (image_size (a) != image_size (b) && !rq->opts.strict && !quiet)
-    puts ("Warning: Image size mismatch!");
   tool_progress (NULL, 0, 1);
   if (op_compare (a, b, &rq->opts, &result, ctx, &e) == -1)
     return tell_failure (rq, &result, &e);
+  if (!quiet && !rq->opts.strict && result.size_differs
+      && (result.verdict == COMPARE_SAME
+          || result.offset >= min_u64 (image_size (a), image_size (b))))
+    puts ("Warning: Image size mismatch!");
   if (!quiet)
     print_verdict (&result);
   return result.verdict == COMPARE_SAME ? EXIT_SAME : EXIT_DIFFERENT;

@@ -134,19 +134,6 @@ print_formatting (const struct create_opts *opts, const json_t *used)
   putchar ('\n');
 }
 
-/* "a: a: ..." says a name once too often. */
-static int
-tell_failure (const char *name, const struct error *e)
-{
-  size_t n = strlen (name);
-
-  if (strncmp (e->text, name, n) == 0 && e->text[n] == ':')
-    tool_error ("%s", e->text);
-  else
-    tool_error ("%s: %s", name, e->text);
-  return 1;
-}
-
 static int
 create (const struct request *rq)
 {
@@ -158,7 +145,10 @@ create (const struct request *rq)
   if (result.options && !rq->quiet)
     print_formatting (&rq->opts, result.options);
   json_decref (result.options);
-  return r == 0 ? 0 : tell_failure (rq->opts.name, &e);
+  if (r == -1)
+    tool_error ("%s: %s", rq->opts.name,
+                tool_without_name (rq->opts.name, &e));
+  return r == 0 ? 0 : 1;
 }
 
 int

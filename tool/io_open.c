@@ -228,6 +228,15 @@ copy_how (struct io_how *to, const struct io_how *from)
   return -1;
 }
 
+static void
+warn_of_probing (const struct image *im)
+{
+  if (im->probed && im->writing && im->format->info.identity)
+    tool_error ("warning: %s: no format was named, and it looks like raw: a "
+                "write that would make it look like another one is refused; "
+                "-f raw allows it", im->name);
+}
+
 int
 io_open (struct io_shell *sh, const struct io_how *how)
 {
@@ -240,10 +249,13 @@ io_open (struct io_shell *sh, const struct io_how *how)
   if (copy_how (&sh->how, how) == -1)
     return -1;
   sh->image = open_image (how, &e);
-  if (sh->image)
+  if (sh->image) {
+    warn_of_probing (sh->image);
     return 0;
+  }
   if (how->name && !how->image_opts)
-    tool_error ("can't open device %s: %s", how->name, e.text);
+    tool_error ("can't open device %s: %s", how->name,
+                tool_without_name (how->name, &e));
   else
     tool_error ("can't open: %s", e.text);
   io_how_free (&sh->how);
@@ -320,7 +332,7 @@ run_open (struct io_shell *sh, int argc, char **argv)
   while ((option = io_getopt (argc, argv, "rsCnkUi:t:d:o:")) != -1)
     if (set_option (&how, option, optarg) == -1)
       return -1;
-  if (argc - optind > 1 || (argc == optind && !how.options))
+  if (!sh->image && (argc - optind > 1 || (argc == optind && !how.options)))
     return io_usage (argv[0]);
   how.name = argv[optind];
   return io_open (sh, &how);

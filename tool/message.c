@@ -72,6 +72,16 @@ tool_fail (const struct error *e)
   return 1;
 }
 
+const char *
+tool_without_name (const char *name, const struct error *e)
+{
+  size_t n = strlen (name);
+
+  if (strncmp (e->text, name, n) == 0 && strncmp (e->text + n, ": ", 2) == 0)
+    return e->text + n + 2;
+  return e->text;
+}
+
 int
 tool_misuse (const char *fmt, ...)
 {

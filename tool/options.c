@@ -268,16 +268,10 @@ tool_check_image (const struct tool_image *ti)
   return -1;
 }
 
-/* "Could not open 'a': a: no such file" says a name once too often. */
 int
 tool_cannot_open (const char *name, const struct error *e)
 {
-  size_t n = strlen (name);
-  const char *text = e->text;
-
-  if (strncmp (text, name, n) == 0 && strncmp (text + n, ": ", 2) == 0)
-    text += n + 2;
-  tool_error ("Could not open '%s': %s", name, text);
+  tool_error ("Could not open '%s': %s", name, tool_without_name (name, e));
   return 1;
 }
 

@@ -58,7 +58,13 @@ extern void tool_error (const char *fmt, ...)
 /* Print what is in E.  Returns 1, the exit code. */
 extern int tool_fail (const struct error *e);
 
-/* The same, and a hint to --help.  Returns 1. */
+/* The text of E without "NAME: " in front, for a message that says the name
+ * itself.  Borrowed from E.
+ */
+extern const char *tool_without_name (const char *name,
+                                      const struct error *e);
+
+/* The same as tool_error, and a hint to --help.  Returns 1. */
 extern int tool_misuse (const char *fmt, ...)
   __attribute__ ((format (printf, 1, 2)));
 
