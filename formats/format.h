@@ -254,7 +254,11 @@ struct format_ops {
   /* Is any metadata not on disk yet?  (FUA writes in place skip the flush.) */
   bool (*metadata_dirty) (struct format *);
 
-  int (*resize) (struct format *, uint64_t size, struct error *);
+  /* Guest bytes from the old size up to ZERO_UNTIL must read as zeroes although
+   * the backing file has data there.
+   */
+  int (*resize) (struct format *, uint64_t size, uint64_t zero_until,
+                 struct error *);
 
   int (*check) (struct format *, const struct format_check_options *,
                 struct format_check_result *, struct error *);

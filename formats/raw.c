@@ -245,8 +245,10 @@ raw_metadata_dirty (struct format *f)
 }
 
 static int
-raw_resize (struct format *f, uint64_t size, struct error *e)
+raw_resize (struct format *f, uint64_t size, uint64_t zero_until,
+            struct error *e)
 {
+  (void) zero_until;            /* raw has no backing file */
   if (size > max_size)
     return error_set (e, EFBIG, "%s: %" PRIu64 " bytes are too large for a raw "
                       "image", f->storage->name, size);

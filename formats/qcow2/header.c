@@ -605,6 +605,7 @@ const struct format_ops format_qcow2 = {
   .unmap = qcow2_unmap,
   .flush = qcow2_flush,
   .metadata_dirty = qcow2_metadata_dirty,
+  .resize = qcow2_resize,
   .check = qcow2_check,
   .info = qcow2_info,
   .snapshots = qcow2_snapshots,

@@ -11,6 +11,7 @@
  *   place.c     reserve, link, abandon, unmap
  *   refcount.c  refcounts, allocation, growth of the refcount table
  *   epoch.c     write-back in order, flush, quarantine, close
+ *   resize.c    growing the virtual disk
  *   create.c check.c snapshot.c info.c
  *
  * How metadata get to the disk.  Changes collect in the table cache.  An epoch
@@ -235,6 +236,7 @@ struct qcow2 {
 
   /* write-back (epoch.c), guarded by mutex */
   bool epoch_running;
+  bool epoch_frees;             /* it has clusters from the quarantine */
   uint64_t epochs_started, epochs_done;
   struct freed_list quarantine; /* dropped, but the disk still refers to it */
   struct freed_list released;   /* the disk does not: refcounts may drop */
@@ -392,10 +394,20 @@ extern int qcow2_alloc_locked (struct qcow2 *q, struct table_op *op,
                                bool *fresh, struct error *e)
   REQUIRES (q->mutex);
 
+/* Allocate NR clusters side by side, behind the end of everything, whatever NR
+ * is.  Structural; takes the mutex.
+ */
+extern int qcow2_alloc_run (struct qcow2 *q, uint64_t nr, uint64_t *host,
+                            struct error *e);
+
 /* Refcount of one cluster (0 where no block says).  1, 0, -1. */
 extern int qcow2_refcount_locked (struct qcow2 *q, struct table_op *op,
                                   uint64_t cluster, uint64_t *refcount,
                                   struct error *e) REQUIRES (q->mutex);
+
+/* How many refcounts from CLUSTER's on are in its slice. */
+extern uint64_t qcow2_refcounts_left (const struct qcow2 *q,
+                                      uint64_t cluster);
 
 /* Add DELTA (1 or -1) to the refcount of one cluster.  1, 0, -1. */
 extern int qcow2_add_refcount_locked (struct qcow2 *q, struct table_op *op,
@@ -426,6 +438,10 @@ extern int qcow2_close (struct format *f, struct error *e);
 extern void freed_list_add (struct freed_list *l, uint64_t host, uint64_t nr,
                             uint64_t cluster_size);
 extern void freed_list_clear (struct freed_list *l);
+
+/* ---- resize.c ---- */
+extern int qcow2_resize (struct format *f, uint64_t size, uint64_t zero_until,
+                         struct error *e);
 
 /* ---- create.c, check.c, snapshot.c, info.c ---- */
 extern const struct format_option qcow2_create_options[];

@@ -70,6 +70,12 @@ entries_per_slice (const struct qcow2 *q)
   return (uint64_t) q->cache.slice_size * 8 >> q->refcount_order;
 }
 
+uint64_t
+qcow2_refcounts_left (const struct qcow2 *q, uint64_t cluster)
+{
+  return entries_per_slice (q) - cluster % entries_per_slice (q);
+}
+
 /* The slice with CLUSTER's refcount, which is entry *INDEX in it; *S = NULL
  * where there is no refcount block (all its clusters are free).
  */
@@ -358,6 +364,124 @@ add_block_locked (struct qcow2 *q, struct table_op *op, uint64_t cluster,
   return 0;
 }
 
+/* ---- a run of any length ---- */
+
+/* How many clusters may be taken at CLUSTER before the storage ends. */
+static uint64_t
+room_at (const struct qcow2 *q, uint64_t cluster)
+{
+  uint64_t limit = MAX_HOST;
+
+  if (!q->format.storage->caps.can_grow)
+    limit = storage_size (q->format.storage);
+  limit >>= q->cluster_bits;
+  return cluster < limit ? limit - cluster : 0;
+}
+
+/* [base, base+nr_blocks) are refcount blocks for themselves and for the run
+ * behind them, so that no block of a range in the middle can be in its way.
+ */
+struct run {
+  uint64_t base, nr_blocks, nr; /* cluster index; clusters */
+};
+
+static void
+plan_run (const struct qcow2 *q, uint64_t from, struct run *run)
+{
+  uint64_t per_block = UINT64_C (1) << q->refblock_bits;
+
+  run->base = round_up (from, per_block);
+  run->nr_blocks = 1;
+  while (run->nr_blocks + run->nr > run->nr_blocks * per_block)
+    run->nr_blocks++;
+}
+
+/* Enter the blocks of RUN into the refcount table; none has a predecessor. */
+static int
+enter_blocks_locked (struct qcow2 *q, const struct run *run, struct error *e)
+  REQUIRES (q->mutex)
+{
+  struct table_op op = TABLE_OP_INIT;
+  uint64_t first = run->base >> q->refblock_bits, host;
+  struct slice *s;
+  int r = 1;
+
+  for (uint64_t i = 0; r == 1 && i < run->nr_blocks; ++i) {
+    host = q->refcount_table_offset + (first + i) * 8;
+    do {
+      r = table_make_room_locked (q, 1, e);
+      if (r == 1)
+        r = table_get_locked (q, &op, SLICE_REFTABLE, host, &s, e);
+    } while (r == 0);
+    if (r == 1 && get_be64 (slice_at (q, s, host)) != 0)
+      r = qcow2_corrupt_locked (q, e, "refcount table entry %" PRIu64
+                                " describes clusters behind the end of the"
+                                " file", first + i);
+    if (r == -1)
+      break;
+    put_be64 (slice_at (q, s, host), (run->base + i) << q->cluster_bits);
+    table_dirty_locked (q, s);
+  }
+  table_op_end_locked (q, &op);
+  return r == -1 ? -1 : 0;
+}
+
+static int
+write_blocks (struct qcow2 *q, const struct run *run, struct error *e)
+{
+  size_t bytes = (size_t) (run->nr_blocks << q->cluster_bits);
+  CLEANUP_FREE uint8_t *blocks = calloc (1, bytes);
+
+  if (!blocks)
+    return error_nomem (e, "refcount blocks", bytes);
+  for (uint64_t i = 0; i < run->nr_blocks + run->nr; ++i)
+    refcount_set (blocks, i, q->refcount_order, 1);
+  return storage_pwrite (q->format.storage, blocks, bytes,
+                         run->base << q->cluster_bits, 0, e);
+}
+
+static int
+alloc_run_locked (struct qcow2 *q, struct run *run, struct error *e)
+  REQUIRES (q->mutex)
+{
+  uint64_t last;
+  bool fresh;
+  int r;
+
+  for (;;) {
+    plan_run (q, q->end >> q->cluster_bits, run);
+    last = run->base + run->nr_blocks + run->nr - 1;
+    if (last >> q->refblock_bits < reftable_entries (q))
+      break;
+    if (grow_table_locked (q, last, e) == -1)
+      return -1;
+  }
+  if (room_at (q, run->base) < run->nr_blocks + run->nr)
+    return error_set (e, ENOSPC, "%s: no room for %" PRIu64 " clusters side by"
+                      " side, and the storage cannot grow",
+                      q->format.storage->name, run->nr);
+  if (claim_locked (q, run->base, run->nr_blocks + run->nr, &fresh, e) == -1)
+    return -1;
+  mutex_unlock (&q->mutex);
+  r = write_blocks (q, run, e);
+  mutex_lock (&q->mutex);
+  return r == -1 ? -1 : enter_blocks_locked (q, run, e);
+}
+
+int
+qcow2_alloc_run (struct qcow2 *q, uint64_t nr, uint64_t *host,
+                 struct error *e)
+{
+  struct run run = { .nr = nr };
+  int r;
+
+  mutex_lock (&q->mutex);
+  r = alloc_run_locked (q, &run, e);
+  *host = (run.base + run.nr_blocks) << q->cluster_bits;
+  mutex_unlock (&q->mutex);
+  return r;
+}
+
 /* Give CLUSTER a refcount block.  0 = done, start over; -1. */
 static int
 grow_locked (struct qcow2 *q, struct table_op *op, uint64_t cluster,
@@ -429,15 +553,20 @@ alloc_known_locked (struct qcow2 *q, struct table_op *op, uint64_t nr,
   return 1;
 }
 
-/* The storage ends here and cannot grow: what waits in the quarantine may help.
- * 0 = start over, -1 = there is nothing.
+/* The storage ends here and cannot grow: what waits in the quarantine may help,
+ * and what another thread has taken from there already.  0 = start over, -1 =
+ * there is nothing.
  */
 static int
 no_space_locked (struct qcow2 *q, struct table_op *op, struct error *e)
   REQUIRES (q->mutex)
 {
-  if (q->quarantine.nr > 0 || q->released.nr > 0) {
-    table_op_end_locked (q, op);
+  table_op_end_locked (q, op);
+  if (q->releasing) {
+    mutex_wait (&q->mutex, &q->cache.changed);
+    return 0;
+  }
+  if (q->quarantine.nr > 0 || q->released.nr > 0 || q->epoch_frees) {
     if (qcow2_epoch_locked (q, e) == -1)
       return -1;
     qcow2_release_locked (q);
@@ -446,18 +575,6 @@ no_space_locked (struct qcow2 *q, struct table_op *op, struct error *e)
   return error_set (e, ENOSPC, "%s: no free cluster left, and the storage (%"
                     PRIu64 " bytes) cannot grow", q->format.storage->name,
                     storage_size (q->format.storage));
-}
-
-/* How many clusters may be taken at CLUSTER before the storage ends. */
-static uint64_t
-room_at (const struct qcow2 *q, uint64_t cluster)
-{
-  uint64_t limit = MAX_HOST;
-
-  if (!q->format.storage->caps.can_grow)
-    limit = storage_size (q->format.storage);
-  limit >>= q->cluster_bits;
-  return cluster < limit ? limit - cluster : 0;
 }
 
 static int
