@@ -333,19 +333,24 @@ place_and_write (struct write_job *w, uint64_t limit, struct error *e)
   return 0;
 }
 
+static bool
+metadata_dirty (struct image *im)
+{
+  struct format *f = im->format;
+
+  return f->ops->metadata_dirty && f->ops->metadata_dirty (f);
+}
+
 /* The disk is full, but clusters that were freed wait until the tables that
  * dropped them are written: a flush gives their space back.
  */
 static bool
 may_find_space (struct image *im, struct error *e)
 {
-  struct format *f = im->format;
-
-  if (e->err != ENOSPC || !f->ops->metadata_dirty
-      || !f->ops->metadata_dirty (f))
+  if (e->err != ENOSPC || !metadata_dirty (im))
     return false;
   error_clear (e);
-  return f->ops->flush (f, e) == 0;
+  return im->format->ops->flush (im->format, e) == 0;
 }
 
 static uint64_t
@@ -423,19 +428,18 @@ write_gated (struct write_job *w, struct error *e)
 unsigned
 io_fua_flag (struct image *im, unsigned flags)
 {
-  struct format *f = im->format;
-
-  if (!(flags & IMAGE_FUA)
-      || (f->ops->metadata_dirty && f->ops->metadata_dirty (f)))
-    return 0;
-  return STORAGE_FUA;
+  return (flags & IMAGE_FUA) && !metadata_dirty (im) ? STORAGE_FUA : 0;
 }
 
+/* Metadata that was clean may be dirty by now: another request may have placed
+ * the very cluster that this one then wrote to in place.
+ */
 int
 io_fua_end (struct image *im, unsigned flags, unsigned storage_flags,
             bool placed, struct error *e)
 {
-  if (!(flags & IMAGE_FUA) || ((storage_flags & STORAGE_FUA) && !placed))
+  if (!(flags & IMAGE_FUA)
+      || ((storage_flags & STORAGE_FUA) && !placed && !metadata_dirty (im)))
     return 0;
   return image_flush (im, e);
 }

@@ -145,6 +145,7 @@ collect_locked (struct qcow2 *q, struct epoch *ep, struct error *e)
   batch_fill_locked (q, &ep->table);
   batch_fill_locked (q, &ep->entries);
   ep->freed = q->quarantine;
+  q->epoch_frees = ep->freed.nr > 0;
   q->quarantine = (struct freed_list) { .items = NULL };
   return 0;
 }
@@ -255,7 +256,7 @@ run_epoch_locked (struct qcow2 *q, struct error *e) REQUIRES (q->mutex)
   epoch_end_locked (q, &ep, r == -1);
   if (r == 0)
     q->epochs_done = number;
-  q->epoch_running = false;
+  q->epoch_running = q->epoch_frees = false;
   pthread_cond_broadcast (&q->cache.changed);
   return r;
 }
@@ -280,21 +281,24 @@ qcow2_epoch_locked (struct qcow2 *q, struct error *e)
 /* ---- release ---- */
 
 /* The run of clusters from F->host on that nobody else refers to: *NR of them,
- * all in one refcount slice's reach or fewer; 0 = the first one is shared.
+ * 0 = the first one is shared.  All are in one refcount slice, so that the
+ * mutex is not dropped between the first look and the last: nobody packs into
+ * one of them meanwhile.
  */
 static int
 count_last_locked (struct qcow2 *q, struct table_op *op,
                    const struct freed *f, uint64_t *nr, struct error *e)
   REQUIRES (q->mutex)
 {
-  uint64_t refcount;
+  uint64_t first = f->host >> q->cluster_bits, refcount;
+  uint64_t max = qcow2_refcounts_left (q, first);
   int r;
 
-  for (*nr = 0; *nr < f->nr; ++*nr) {
-    r = qcow2_refcount_locked (q, op, (f->host >> q->cluster_bits) + *nr,
-                               &refcount, e);
+  max = min_u64 (max, f->nr);
+  for (*nr = 0; *nr < max; ++*nr) {
+    r = qcow2_refcount_locked (q, op, first + *nr, &refcount, e);
     if (r != 1)
-      return *nr ? 1 : r;
+      return r;
     if (refcount != 1)
       break;
   }
@@ -399,6 +403,7 @@ qcow2_release_locked (struct qcow2 *q)
     freed_list_clear (&list);
   }
   q->releasing = false;
+  pthread_cond_broadcast (&q->cache.changed);
 }
 
 /* ---- flush and close ---- */

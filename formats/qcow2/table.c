@@ -281,8 +281,11 @@ load_locked (struct qcow2 *q, struct table_op *op, enum slice_kind kind,
   pthread_cond_broadcast (&c->changed);
   if (r == 0)
     return 0;
-  /* Others that wait for it look it up again, and try themselves. */
-  kill_slice (c, s);
+  /* Others that wait for it look it up again, and try themselves.  Its table
+   * may have gone meanwhile, and the slice with it.
+   */
+  if (!s->dead)
+    kill_slice (c, s);
   return error_prefix (e, "%s at 0x%" PRIx64, kind_name (kind), host);
 }
 

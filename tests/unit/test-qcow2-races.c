@@ -1,0 +1,380 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* Schedules of two threads that once went wrong, each played on purpose: the
+ * storage calls back at the read that one thread does with the mutex dropped,
+ * and the other thread runs there.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <pthread.h>
+
+#include "formats/qcow2/qcow2.h"
+#include "image/io.h"
+#include "tests/unit/qcow2-fixture.h"
+
+/* ---- a storage with a breakpoint ---- */
+
+struct breakpoint {
+  struct wrapper wrapper;
+  uint64_t host, length;        /* atomic: reads of it; length 0 = none */
+  int err;                      /* the read fails with it; 0 = it does not */
+  void *(*run) (void *);        /* in a thread of its own, meanwhile */
+  void *opaque;
+};
+
+static bool
+breakpoint_hit (struct breakpoint *b, uint64_t offset, size_t len)
+{
+  uint64_t length = __atomic_load_n (&b->length, __ATOMIC_ACQUIRE);
+
+  if (!ranges_overlap (b->host, length, offset, len))
+    return false;
+  return __atomic_exchange_n (&b->length, 0, __ATOMIC_ACQ_REL) != 0;
+}
+
+static int
+breakpoint_pread (struct storage *st, void *buf, size_t len, uint64_t offset,
+                  struct error *e)
+{
+  struct breakpoint *b = (struct breakpoint *) st;
+  pthread_t id;
+
+  if (breakpoint_hit (b, offset, len)) {
+    if (pthread_create (&id, NULL, b->run, b->opaque) != 0)
+      abort ();
+    pthread_join (id, NULL);
+    if (b->err)
+      return error_set (e, b->err, "the read failed (fault of a test)");
+  }
+  return storage_pread (wrapper_inner (st), buf, len, offset, e);
+}
+
+static const struct storage_ops breakpoint_ops = {
+  .driver = "breakpoint",
+  .close = wrapper_free,
+  .pread = breakpoint_pread,
+  .pwrite = jitter_pwrite,
+  .zero = jitter_zero,
+  .trim = jitter_trim,
+  .flush = jitter_flush,
+  .truncate = jitter_truncate,
+  WRAPPER_OPS,
+};
+
+static struct breakpoint *
+breakpoint_new (void)
+{
+  struct error e = ERROR_INIT;
+
+  return wrapper_new (&breakpoint_ops, sizeof (struct breakpoint),
+                      jitter_new ("top", 0), &e);
+}
+
+static void
+breakpoint_set (struct breakpoint *b, uint64_t host, uint64_t length,
+                void *(*run) (void *), void *opaque)
+{
+  b->host = host;
+  b->run = run;
+  b->opaque = opaque;
+  __atomic_store_n (&b->length, length, __ATOMIC_RELEASE);
+}
+
+/* ---- steps ---- */
+
+static struct qcow2 *
+qcow2_of (const struct fixture *f)
+{
+  return to_qcow2 (f->im->format);
+}
+
+/* Where GUEST lies. */
+static uint64_t
+host_of (const struct fixture *f, uint64_t guest)
+{
+  struct error e = ERROR_INIT;
+  struct mapping m = { .kind = MAP_ZERO };
+
+  CHECK_OK (f->im->format->ops->map (f->im->format, NULL, guest, 512, &m,
+                                     &e), &e);
+  CHECK (m.kind == MAP_DATA || m.kind == MAP_PACKED);
+  return m.host;
+}
+
+static void
+write_cluster (const struct fixture *f, uint64_t guest)
+{
+  size_t cs = f->im->format->info.cluster_size;
+  uint8_t *buf = unit_alloc (cs);
+  struct error e = ERROR_INIT;
+
+  unit_random (buf, cs, guest + 1);
+  CHECK_OK (image_write (f->im, buf, cs, guest, 0, &e), &e);
+  free (buf);
+}
+
+/* A cluster that packs into very little. */
+static void
+packed_bytes (const struct fixture *f, uint8_t *buf, uint64_t guest)
+{
+  memset (buf, (int) (guest % 251) + 1, f->im->format->info.cluster_size);
+}
+
+static void
+write_packed_cluster (const struct fixture *f, uint64_t guest)
+{
+  size_t cs = f->im->format->info.cluster_size;
+  uint8_t *buf = unit_alloc (cs);
+  struct error e = ERROR_INIT;
+
+  packed_bytes (f, buf, guest);
+  CHECK_OK (image_write_packed (f->im, buf, cs, guest, &e), &e);
+  free (buf);
+}
+
+static bool
+reads_packed_cluster (const struct fixture *f, uint64_t guest)
+{
+  size_t cs = f->im->format->info.cluster_size;
+  uint8_t *want = unit_alloc (cs), *got = unit_alloc (cs);
+  struct error e = ERROR_INIT;
+  bool r;
+
+  packed_bytes (f, want, guest);
+  memset (got, 0, cs);
+  CHECK_OK (image_read (f->im, got, cs, guest, &e), &e);
+  r = same_bytes (got, want, guest, cs);
+  free (want);
+  free (got);
+  return r;
+}
+
+/* So that the smallest cache holds nothing else: look at NR L2 tables. */
+static void
+push_out (const struct fixture *f, uint64_t first, unsigned nr)
+{
+  uint64_t reach = f->im->format->info.vm_state_unit;
+  struct error e = ERROR_INIT;
+  struct mapping m;
+
+  CHECK_OK (image_flush (f->im, &e), &e);
+  CHECK_OK (image_flush (f->im, &e), &e);
+  for (unsigned i = 0; i < nr; ++i)
+    CHECK_OK (f->im->format->ops->map (f->im->format, NULL,
+                                       (first + i) * reach, 512, &m, &e), &e);
+}
+
+/* ---- FUA ---- */
+
+struct fua {
+  struct fixture *f;
+  uint8_t *sector;
+};
+
+static void *
+fua_thread (void *opaque)
+{
+  struct fua *u = opaque;
+  struct error e = ERROR_INIT;
+
+  CHECK_OK (image_write (u->f->im, u->sector, 512, 1024, IMAGE_FUA, &e), &e);
+  return NULL;
+}
+
+static bool
+somebody_waits (struct range_locks *rl)
+{
+  bool r;
+
+  mutex_lock (&rl->mutex);
+  r = rl->first != rl->last;
+  mutex_unlock (&rl->mutex);
+  return r;
+}
+
+/* The storage as it stands now, without a shutdown: what a crash would leave,
+ * since memory has no cache to lose.
+ */
+static void
+check_durable (struct fixture *f, const uint8_t *want, uint64_t offset)
+{
+  struct error e = ERROR_INIT;
+  struct image *im = harness_open (f->top, &format_qcow2, NULL, NULL, false,
+                                   0, &e);
+  uint8_t got[512];
+
+  if (!im) {
+    unit_fail (__FILE__, __LINE__, "open: %s", e.text);
+    return;
+  }
+  CHECK_OK (image_read (im, got, sizeof got, offset, &e), &e);
+  same_bytes (got, want, offset, sizeof got);
+  CHECK_OK (harness_close (im, &e), &e);
+}
+
+/* The FUA write finds tables that are clean, then waits for the range; who had
+ * the range allocates the cluster.  The write goes into it in place, but it is
+ * durable only when the table is.
+ */
+static void
+test_fua (void)
+{
+  static const struct kind k = { "compat=1.1", false, false };
+  struct error e = ERROR_INIT;
+  struct fixture f;
+  struct placement p;
+  struct range range;
+  struct fua u = { .f = &f };
+  uint8_t sector[512], zero[65536] = { 0 };
+  pthread_t id;
+
+  unit_begin ("a FUA write into a cluster that was just allocated is durable");
+  fixture_set_up (&f, &k, MiB, 0, jitter_new ("top", 0));
+  unit_random (sector, sizeof sector, 1);
+  u.sector = sector;
+  range_lock (&f.im->ranges, &range, 0, 65536, RANGE_EXCLUSIVE);
+  if (pthread_create (&id, NULL, fua_thread, &u) != 0)
+    abort ();
+  while (!somebody_waits (&f.im->ranges))
+    usleep (100);
+  CHECK_OK (f.im->format->ops->reserve (f.im->format, 0, 65536, &p, &e), &e);
+  CHECK_OK (storage_pwrite (f.top, zero, p.length, p.host, 0, &e), &e);
+  CHECK_OK (f.im->format->ops->link (f.im->format, &p, &e), &e);
+  range_unlock (&f.im->ranges, &range);
+  pthread_join (id, NULL);
+  check_durable (&f, sector, 1024);
+  fixture_tear_down (&f);
+}
+
+/* ---- a packing cluster that is freed while somebody packs into it ---- */
+
+struct packing {
+  struct fixture *f;
+  uint64_t guest;
+};
+
+static void *
+packing_thread (void *opaque)
+{
+  struct packing *p = opaque;
+
+  write_packed_cluster (p->f, p->guest);
+  return NULL;
+}
+
+/* Write clusters from *GUEST on until one lies at host cluster CLUSTER - 1. */
+static void
+write_up_to (const struct fixture *f, uint64_t cluster, uint64_t *guest)
+{
+  uint64_t cs = f->im->format->info.cluster_size, at;
+
+  do {
+    write_cluster (f, *guest);
+    at = host_of (f, *guest) / cs;
+    *guest += cs;
+  } while (at + 1 < cluster && !unit_bad);
+  CHECK (at + 1 == cluster);
+}
+
+/* Two clusters are freed together: the one that is being packed into, whose
+ * refcount is the last of a slice, and the next one.  While the slice of the
+ * next one is being read, another stream is packed into the first.
+ */
+static void
+test_packing (void)
+{
+  static const struct kind k = {
+    "compat=1.1,cluster_size=8192,refcount_bits=64", false, false };
+  enum { CS = 8192, PER_SLICE = 4096 / 8, TABLES = 20 };
+  struct breakpoint *b = breakpoint_new ();
+  struct error e = ERROR_INIT;
+  struct fixture f;
+  struct packing p = { .f = &f };
+  uint64_t reach, guest = 0, freed;
+
+  unit_begin ("a cluster that is packed into again is not given away");
+  fixture_set_up (&f, &k, GiB, 1, &b->wrapper.base);
+  reach = f.im->format->info.vm_state_unit;
+  for (unsigned i = 1; i <= TABLES; ++i)
+    write_cluster (&f, i * reach);
+  write_up_to (&f, PER_SLICE - 1, &guest);
+  freed = guest;
+  write_packed_cluster (&f, freed);
+  CHECK (host_of (&f, freed) == (PER_SLICE - 1) * (uint64_t) CS);
+  write_cluster (&f, freed + CS);
+  CHECK (host_of (&f, freed + CS) == PER_SLICE * (uint64_t) CS);
+  push_out (&f, 1, TABLES);
+
+  p.guest = freed + 2 * CS;
+  CHECK_OK (image_trim (f.im, freed, 2 * CS, 0, &e), &e);
+  /* The first refcount block is where the header says. */
+  breakpoint_set (b, 2 * CS + PER_SLICE * 8, 1, packing_thread, &p);
+  CHECK_OK (image_flush (f.im, &e), &e);
+  CHECK (b->length == 0);
+  CHECK_OK (image_flush (f.im, &e), &e);
+  CHECK (reads_packed_cluster (&f, p.guest));
+  fixture_reopen (&f);
+  fixture_check_clean (&f);
+  fixture_tear_down (&f);
+}
+
+/* ---- a table that goes while it is being read ---- */
+
+static void *
+growing_thread (void *opaque)
+{
+  struct packing *p = opaque;
+
+  write_cluster (p->f, p->guest);
+  return NULL;
+}
+
+/* The refcount table is replaced by a larger one while another thread reads the
+ * old one, and that read fails.
+ */
+static void
+test_growth (void)
+{
+  static const struct kind k = {
+    "compat=1.1,cluster_size=512,refcount_bits=64", false, false };
+  enum { CS = 512, TABLES = 20 };
+  struct breakpoint *b = breakpoint_new ();
+  struct error e = ERROR_INIT;
+  struct fixture f;
+  struct packing p = { .f = &f };
+  uint64_t reach, guest = 0, end, old;
+
+  unit_begin ("a read that fails while the refcount table moves is harmless");
+  fixture_set_up (&f, &k, 16 * MiB, 1, &b->wrapper.base);
+  reach = f.im->format->info.vm_state_unit;
+  end = (qcow2_of (&f)->refcount_table_clusters * (uint64_t) CS / 8)
+    << qcow2_of (&f)->refblock_bits;
+  for (unsigned i = 0; i < TABLES; ++i)
+    write_cluster (&f, 8 * MiB + i * reach);
+  write_up_to (&f, end, &guest);
+  push_out (&f, 8 * MiB / reach, TABLES);
+
+  old = qcow2_of (&f)->refcount_table_offset;
+  p.guest = guest;
+  b->err = EIO;
+  breakpoint_set (b, old, CS, growing_thread, &p);
+  CHECK_OK (image_trim (f.im, 0, CS, 0, &e), &e);
+  CHECK_OK (image_flush (f.im, &e), &e);
+  CHECK (b->length == 0);
+  CHECK (qcow2_of (&f)->refcount_table_offset != old);
+  fixture_reopen (&f);
+  fixture_tear_down (&f);
+}
+
+int
+main (void)
+{
+  watchdog (120);
+  test_fua ();
+  test_packing ();
+  test_growth ();
+  return unit_end ();
+}
