@@ -308,6 +308,7 @@ cmd_io (int argc, char **argv)
     tool_error ("out of memory");
     return 1;
   }
+  argv[0] = (char *) program;   /* getopt says it */
   status = parse (argc, argv, &rq) == 0 ? run (&rq) : rq.status;
   free (rq.commands);
   return status;

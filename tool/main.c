@@ -46,10 +46,16 @@ static const struct command commands[] = {
 
 enum { NR_COMMANDS = sizeof commands / sizeof commands[0] };
 
+/* Programs that run qemu-img look at its version to know what it can do: under
+ * that name we say the one whose behaviour we have.
+ */
 void
 tool_print_version (void)
 {
-  printf ("%s version %s (nbdimg)\n", program, PACKAGE_VERSION);
+  if (strcmp (program, "nbdimg") == 0)
+    printf ("nbdimg version %s\n", PACKAGE_VERSION);
+  else
+    printf ("%s version 7.2.0 (nbdimg %s)\n", program, PACKAGE_VERSION);
   puts ("Copyright the nbdimg developers");
 }
 
