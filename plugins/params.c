@@ -43,6 +43,10 @@ set_text (const char *key, const char *value, const char **text,
 static int
 set_file (const char *key, const char *value, struct error *e)
 {
+  if (params.file && strcmp (params.file, "[") == 0)
+    return error_set (e, EINVAL,
+                      "[ %s ...: here a command is one word, a JSON array: "
+                      "file='[\"%s\", \"...\"]'", value, value);
   if (params.file)
     return error_set (e, ENOTSUP,
                       "%s: a second image: serving more than one image is not "
