@@ -69,6 +69,9 @@ cut (int argc, char **argv, int *i, struct error *e)
   return to_json (argv, first, end, e);
 }
 
+/* The arguments are needed for as long as the program runs. */
+static char **arguments;
+
 int
 tool_cut_brackets (int *argc, char ***argv, struct error *e)
 {
@@ -89,6 +92,6 @@ tool_cut_brackets (int *argc, char ***argv, struct error *e)
     r[nr++] = arg;
   }
   *argc = nr;
-  *argv = r;
+  *argv = arguments = r;
   return 0;
 }
