@@ -69,29 +69,53 @@ cut (int argc, char **argv, int *i, struct error *e)
   return to_json (argv, first, end, e);
 }
 
-/* The arguments are needed for as long as the program runs. */
-static char **arguments;
+/* As long as the program runs: the arguments, and those of them that were made
+ * here, up to a NULL.
+ */
+static char **arguments, **made;
+
+void
+tool_free_arguments (void)
+{
+  for (size_t i = 0; made && made[i]; ++i)
+    free (made[i]);
+  free (made);
+  free (arguments);
+  made = arguments = NULL;
+}
+
+static int
+cut_all (int argc, char **argv, int *nr, struct error *e)
+{
+  size_t nr_made = 0;
+
+  for (int i = 0; i < argc; ++i) {
+    char *arg = argv[i];
+
+    if (strcmp (arg, "[") == 0) {
+      arg = cut (argc, argv, &i, e);
+      if (!arg)
+        return -1;
+      made[nr_made++] = arg;
+    }
+    arguments[(*nr)++] = arg;
+  }
+  return 0;
+}
 
 int
 tool_cut_brackets (int *argc, char ***argv, struct error *e)
 {
-  char **r = calloc ((size_t) *argc + 1, sizeof *r);
+  size_t size = (size_t) *argc + 1;
   int nr = 0;
 
-  if (!r)
-    return error_nomem (e, "arguments", (size_t) *argc * sizeof *r);
-  for (int i = 0; i < *argc; ++i) {
-    char *arg = (*argv)[i];
-
-    if (strcmp (arg, "[") == 0)
-      arg = cut (*argc, *argv, &i, e);
-    if (!arg) {
-      free (r);
-      return -1;
-    }
-    r[nr++] = arg;
-  }
+  arguments = calloc (size, sizeof *arguments);
+  made = calloc (size, sizeof *made);
+  if (!arguments || !made)
+    return error_nomem (e, "arguments", size * sizeof *made);
+  if (cut_all (*argc, *argv, &nr, e) == -1)
+    return -1;
   *argc = nr;
-  *argv = arguments = r;
+  *argv = arguments;
   return 0;
 }

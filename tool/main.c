@@ -120,6 +120,7 @@ finish (int status)
     status = 1;
   if (status != 0)
     tool_reraise_signal ();
+  tool_free_arguments ();
   return status;
 }
 
@@ -196,7 +197,7 @@ main (int argc, char **argv)
   sigaction (SIGPIPE, &pipe, NULL);
   log_set_sink (tool_log);
   if (tool_cut_brackets (&argc, &argv, &e) == -1)
-    return tool_fail (&e);
+    return finish (tool_fail (&e));
   if (strcmp (program, "qemu-io") == 0)
     return finish (cmd_io (argc, argv));
   first = standard_options (argc, argv, &status);

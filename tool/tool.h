@@ -167,6 +167,9 @@ extern int tool_close (struct image *im);
  */
 extern int tool_cut_brackets (int *argc, char ***argv, struct error *e);
 
+/* The end of the program: ARGV goes away. */
+extern void tool_free_arguments (void);
+
 /* ---- progress.c: -p, --progress json, SIGUSR1, Ctrl-C ---- */
 
 struct tool_progress {
