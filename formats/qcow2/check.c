@@ -29,41 +29,47 @@ enum { MAX_FINDINGS = 10000 };
 static void
 tell (struct checker *c, const char *text)
 {
-  if (!c->opts || !c->opts->finding || c->nr_findings > MAX_FINDINGS)
+  c->nr_findings++;
+  if (!c->opts || !c->opts->finding)
     return;
-  if (c->nr_findings++ < MAX_FINDINGS)
-    c->opts->finding (c->opts->opaque, text);
-  else
-    c->opts->finding (c->opts->opaque,
-                      "There is more; it is counted, but not listed.");
+  c->opts->finding (c->opts->opaque, c->nr_findings <= MAX_FINDINGS ? text
+                    : "There is more; it is counted, but not listed.");
+}
+
+static bool
+count_finding (struct checker *c, enum finding kind)
+{
+  switch (kind) {
+  case FINDING_CORRUPTION: return c->result->corruptions++ == 0;
+  case FINDING_LEAK: c->result->leaks++; break;
+  case FINDING_ERROR: c->result->check_errors++; break;
+  case FINDING_NOTE: break;
+  }
+  return false;
 }
 
 void
 check_finding (struct checker *c, enum finding kind, const char *fmt, ...)
 {
+  bool first = count_finding (c, kind);
   char text[512];
   va_list ap;
 
+  if (check_is_flooded (c) && !first)
+    return;
   va_start (ap, fmt);
   vsnprintf (text, sizeof text, fmt, ap);
   va_end (ap);
-  switch (kind) {
-  case FINDING_CORRUPTION:
-    if (c->result->corruptions++ == 0)
-      snprintf (c->first_corruption, sizeof c->first_corruption, "%.*s",
-                (int) sizeof c->first_corruption - 1, text);
-    break;
-  case FINDING_LEAK: c->result->leaks++; break;
-  case FINDING_ERROR: c->result->check_errors++; break;
-  case FINDING_NOTE: break;
-  }
+  if (first)
+    snprintf (c->first_corruption, sizeof c->first_corruption, "%.*s",
+              (int) sizeof c->first_corruption - 1, text);
   tell (c, text);
 }
 
 bool
 check_is_flooded (const struct checker *c)
 {
-  return c->result->corruptions >= MAX_FINDINGS;
+  return c->nr_findings > MAX_FINDINGS;
 }
 
 void
@@ -318,8 +324,14 @@ check_add_range (struct checker *c, uint64_t host, uint64_t length,
 }
 
 /* Metadata at [host, host+length), NR times referred to. */
-typedef int (*visit_fn) (struct checker *c, uint64_t host, uint64_t length,
-                         uint32_t nr, const char *what, struct error *e);
+struct metadata {
+  uint64_t host, length;
+  uint32_t nr;
+  const char *what;
+  uint64_t index;               /* of a refcount block */
+};
+typedef int (*visit_fn) (struct checker *c, const struct metadata *m,
+                         struct error *e);
 
 static int
 visit_segments (struct checker *c, const struct segments *l, visit_fn visit,
@@ -327,8 +339,12 @@ visit_segments (struct checker *c, const struct segments *l, visit_fn visit,
 {
   for (size_t i = 0; i < l->nr; ++i) {
     const struct segment *s = &l->items[i];
+    struct metadata m = {
+      .host = s->start, .length = s->end - s->start, .nr = s->nr,
+      .what = what,
+    };
 
-    if (visit (c, s->start, s->end - s->start, s->nr, what, e) == -1)
+    if (visit (c, &m, e) == -1)
       return -1;
   }
   return 0;
@@ -351,6 +367,8 @@ report_reftable_entry (struct checker *c, uint64_t i, uint64_t entry)
                    " is outside image", i);
 }
 
+static const char refblock_name[] = "refcount block";
+
 static int
 visit_refblocks (struct checker *c, visit_fn visit, bool report,
                  struct error *e)
@@ -358,15 +376,17 @@ visit_refblocks (struct checker *c, visit_fn visit, bool report,
   uint64_t length = (uint64_t) c->q->refcount_table_clusters
     << c->q->cluster_bits;
   uint64_t at = 0, start = c->q->refcount_table_offset;
+  struct metadata m = {
+    .length = c->q->cluster_size, .nr = 1, .what = refblock_name,
+  };
   struct reader reader;
-  char what[48];
   int r = 0;
 
   if (reader_init (&reader, c->st, 64 * KiB, e) == -1)
     return -1;
   for (; at < length && r == 0; at += 8) {
     const uint8_t *p;
-    uint64_t entry, host;
+    uint64_t entry;
 
     if (at % reader.size == 0)
       at = round_down (check_skip_hole (c, start + at, start + length)
@@ -377,10 +397,10 @@ visit_refblocks (struct checker *c, visit_fn visit, bool report,
     entry = get_be64 (p);
     if (report && entry)
       report_reftable_entry (c, at / 8, entry);
-    host = check_refblock (c, entry);
-    snprintf (what, sizeof what, "refcount block %" PRIu64, at / 8);
-    if (host)
-      r = visit (c, host, c->q->cluster_size, 1, what, e);
+    m.host = check_refblock (c, entry);
+    m.index = at / 8;
+    if (m.host)
+      r = visit (c, &m, e);
   }
   reader_free (&reader);
   return e->err ? -1 : r;
@@ -391,36 +411,42 @@ visit_metadata (struct checker *c, visit_fn visit, bool report,
                 struct error *e)
 {
   const struct qcow2 *q = c->q;
+  const struct metadata header = {
+    .length = q->cluster_size, .nr = 1, .what = "header",
+  }, reftable = {
+    .host = q->refcount_table_offset, .nr = 1, .what = "refcount table",
+    .length = (uint64_t) q->refcount_table_clusters << q->cluster_bits,
+  }, snapshots = {
+    .host = q->snapshots_offset, .length = c->snapshots_length, .nr = 1,
+    .what = "snapshot table",
+  }, bitmaps = {
+    .host = q->bitmap_directory_offset, .length = q->bitmap_directory_size,
+    .nr = 1, .what = "bitmap directory",
+  };
 
-  if (visit (c, 0, q->cluster_size, 1, "header", e) == -1
+  if (visit (c, &header, e) == -1
       || visit_segments (c, &c->l1_clusters, visit, "L1 table", e) == -1)
     return -1;
   if (!c->ignore_refcounts
-      && (visit (c, q->refcount_table_offset,
-                 (uint64_t) q->refcount_table_clusters << q->cluster_bits, 1,
-                 "refcount table", e) == -1
+      && (visit (c, &reftable, e) == -1
           || visit_refblocks (c, visit, report, e) == -1))
     return -1;
-  if (q->nb_snapshots > 0
-      && visit (c, q->snapshots_offset, c->snapshots_length, 1,
-                "snapshot table", e) == -1)
+  if (q->nb_snapshots > 0 && visit (c, &snapshots, e) == -1)
     return -1;
   if (!qcow2_has_bitmaps (c->q))
     return 0;
-  if (visit (c, q->bitmap_directory_offset, q->bitmap_directory_size, 1,
-             "bitmap directory", e) == -1)
+  if (visit (c, &bitmaps, e) == -1)
     return -1;
   return visit_segments (c, &c->bitmap_clusters, visit, "bitmap table", e);
 }
 
 static int
-visit_add (struct checker *c, uint64_t host, uint64_t length, uint32_t nr,
-           const char *what, struct error *e)
+visit_add (struct checker *c, const struct metadata *m, struct error *e)
 {
   bool inside;
 
-  (void) what;
-  return check_add_range (c, host, length, nr, REF_PLAIN, &inside, e);
+  return check_add_range (c, m->host, m->length, m->nr, REF_PLAIN, &inside,
+                          e);
 }
 
 /* Bits 1 to 8 and 56 to 63; bit 0 too when there is an offset. */
@@ -458,21 +484,24 @@ check_walk (struct checker *c, struct error *e)
 /* ---- overlaps ---- */
 
 static int
-visit_overlap (struct checker *c, uint64_t host, uint64_t length, uint32_t nr,
-               const char *what, struct error *e)
+visit_overlap (struct checker *c, const struct metadata *m, struct error *e)
 {
   unsigned bits = c->q->cluster_bits;
+  char index[32] = "";
 
-  (void) nr;
   (void) e;
-  if (length == 0 || (host + length - 1) >> bits >= c->nr_clusters)
+  if (m->length == 0 || (m->host + m->length - 1) >> bits >= c->nr_clusters)
     return 0;
-  for (uint64_t i = host >> bits; i <= (host + length - 1) >> bits; ++i) {
+  for (uint64_t i = m->host >> bits; i <= (m->host + m->length - 1) >> bits;
+       ++i) {
     uint64_t count = refmap_get (&c->refs, i).count;
 
-    if (count > 1)
-      check_finding (c, FINDING_CORRUPTION, "ERROR %s refcount=%" PRIu64
-                     " (cluster %" PRIu64 ")", what, count, i);
+    if (count <= 1)
+      continue;
+    if (m->what == refblock_name)
+      snprintf (index, sizeof index, " %" PRIu64, m->index);
+    check_finding (c, FINDING_CORRUPTION, "ERROR %s%s refcount=%" PRIu64
+                   " (cluster %" PRIu64 ")", m->what, index, count, i);
   }
   return 0;
 }

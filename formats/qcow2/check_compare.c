@@ -183,17 +183,13 @@ compare_unknown (struct compare *k, uint64_t end)
   k->cursor = end;
 }
 
-/* BLOCK holds the refcounts of all clusters from FIRST on; NULL = all 0. */
+/* BLOCK holds the refcounts of all clusters from FIRST on. */
 static void
 compare_block (struct compare *k, uint64_t first, const uint8_t *block)
 {
   uint64_t end = first + (UINT64_C (1) << k->c->q->refblock_bits);
 
   end = min_u64 (end, min_u64 (k->c->refs.hi, k->c->nr_clusters));
-  if (!block) {
-    compare_absent (k, end);
-    return;
-  }
   while (k->cursor < end) {
     uint64_t at = k->cursor;
     struct refpage *p = next_page (k, at);
@@ -218,7 +214,7 @@ batch_host (const void *opaque, size_t i)
 }
 
 /* What lies before block I (of the refcount table), and then the block.  R is
- * table_stream_next's.
+ * table_stream_next's; a block that it passed over is as good as none.
  */
 static void
 run_block (struct compare *k, uint64_t i, int r, const uint8_t *block,
@@ -455,7 +451,7 @@ check_l2_part_flags (struct checker *c, struct error *e)
   /* A table that cannot be read was reported by the walk. */
   while ((r = table_stream_next (s, &i, &table, &read_error)) != 0) {
     error_clear (&read_error);
-    if (r == 1 && table && c->l2[i].active_refs)
+    if (r == 1 && c->l2[i].active_refs)
       check_l2_flags (c, table);
   }
   table_stream_free (s);

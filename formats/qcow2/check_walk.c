@@ -377,7 +377,7 @@ walk_stream (struct checker *c, struct table_stream *s, struct error *e)
       check_finding (c, FINDING_ERROR, "ERROR: cannot read the L2 table at 0x%"
                      PRIx64 ": %s", c->l2[i].host, read_error.text);
     error_clear (&read_error);
-    if (r == 1 && table && walk_table (c, &c->l2[i], table, e) == -1)
+    if (r == 1 && walk_table (c, &c->l2[i], table, e) == -1)
       return -1;
     if (i % 64 == 0 && check_progress (c, i, c->nr_l2, e) == -1)
       return -1;

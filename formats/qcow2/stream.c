@@ -20,14 +20,15 @@
 #include "formats/qcow2/stream.h"
 
 enum {
-  MAX_SLOTS = 8,
-  NR_THREADS = 4,
-  /* Fewer tables are read by the caller itself. */
-  MIN_TABLES_FOR_THREADS = 16,
+  MAX_SLOTS = 16,
+  NR_THREADS = 8,
 };
 
-/* Tables up to this size that lie side by side are read together. */
+/* As many tables as fit, but at least one.  A thread fills a slot by itself,
+ * what lies side by side in one request.
+ */
 #define SLOT_SIZE (256 * KiB)
+#define MAX_SLOT_TABLES (SLOT_SIZE / SECTOR_SIZE)
 
 /* From this size on it is cheaper to ask for a hole than to read it. */
 #define MIN_SIZE_FOR_HOLES (64 * KiB)
@@ -37,8 +38,8 @@ enum slot_state { SLOT_FREE, SLOT_LOADING, SLOT_READY };
 struct slot {
   enum slot_state state;
   size_t first, nr;             /* tables in it */
-  bool zero;                    /* a hole: buf was not filled */
-  struct error error;           /* of the read */
+  struct error error;           /* of the first read that failed */
+  bool bad[MAX_SLOT_TABLES];    /* could not be read */
   uint8_t *buf;                 /* owned */
 };
 
@@ -58,30 +59,35 @@ struct table_stream {
   struct slot slots[MAX_SLOTS];
   size_t next;                  /* first table that nobody took yet */
   unsigned fill;                /* the slot that it goes to */
+  uint64_t hole_start, hole_end;        /* bytes of the file */
   bool stop;
 
   /* the caller's */
   unsigned current;             /* its slot */
+  bool have;                    /* that slot is ready */
   size_t at;                    /* next table in it */
 };
 
 /* ---- filling ---- */
 
-/* The tables from FIRST on that lie side by side. */
+/* The tables of SLOT from AT on that lie side by side. */
 static size_t
-run_length (const struct table_stream *s, size_t first)
+run_length (const struct table_stream *s, const struct slot *slot, size_t at)
 {
-  uint64_t host = s->host (s->opaque, first);
+  uint64_t host = s->host (s->opaque, slot->first + at);
   size_t n = 1;
 
-  while (n < s->slot_tables && first + n < s->nr
-         && s->host (s->opaque, first + n) == host + n * s->size)
+  while (at + n < slot->nr
+         && s->host (s->opaque, slot->first + at + n) == host + n * s->size)
     ++n;
   return n;
 }
 
+/* Is all of [host, host+size) known to be a hole?  Tables mostly come in order,
+ * so that one question answers for all that lie in the same hole.
+ */
 static bool
-is_hole (const struct table_stream *s, uint64_t host, uint64_t len)
+is_hole_locked (struct table_stream *s, uint64_t host) REQUIRES (s->mutex)
 {
   uint64_t file = storage_size (s->st);
   struct storage_extent extent;
@@ -92,9 +98,22 @@ is_hole (const struct table_stream *s, uint64_t host, uint64_t len)
     return false;
   if (host >= file)
     return true;
-  len = min_u64 (len, file - host);
-  return storage_extents (s->st, host, len, &extent, 1, &nr, &ignored) == 0
-    && nr == 1 && extent.kind != EXTENT_DATA && extent.length >= len;
+  if (host >= s->hole_start && host + s->size <= s->hole_end)
+    return true;
+  if (storage_extents (s->st, host, file - host, &extent, 1, &nr,
+                       &ignored) == -1 || extent.kind == EXTENT_DATA)
+    return false;
+  s->hole_start = host;
+  s->hole_end = extent.length < file - host ? host + extent.length
+    : UINT64_MAX;
+  return host + s->size <= s->hole_end;
+}
+
+static void
+skip_holes_locked (struct table_stream *s) REQUIRES (s->mutex)
+{
+  while (s->next < s->nr && is_hole_locked (s, s->host (s->opaque, s->next)))
+    s->next++;
 }
 
 /* Take the next slot, if there is a table left and the slot is free.  NULL =
@@ -105,26 +124,45 @@ take_slot_locked (struct table_stream *s) REQUIRES (s->mutex)
 {
   struct slot *slot = &s->slots[s->fill];
 
-  if (s->next == s->nr || slot->state != SLOT_FREE)
+  if (slot->state != SLOT_FREE)
     return NULL;
+  skip_holes_locked (s);
+  if (s->next == s->nr) {
+    pthread_cond_broadcast (&s->changed);
+    return NULL;
+  }
   slot->state = SLOT_LOADING;
   slot->first = s->next;
-  slot->nr = run_length (s, s->next);
+  slot->nr = min_u64 (s->slot_tables, s->nr - s->next);
   s->next += slot->nr;
   s->fill = (s->fill + 1) % s->nr_slots;
   return slot;
 }
 
 static void
-fill_slot (struct table_stream *s, struct slot *slot)
+read_tables (struct table_stream *s, struct slot *slot)
 {
-  uint64_t host = s->host (s->opaque, slot->first);
-  size_t len = slot->nr * s->size;
+  struct error e = ERROR_INIT;
+  size_t n;
 
   error_clear (&slot->error);
-  slot->zero = is_hole (s, host, len);
-  if (!slot->zero)
-    storage_pread (s->st, slot->buf, len, host, &slot->error);
+  for (size_t at = 0; at < slot->nr; at += n) {
+    bool bad;
+
+    n = run_length (s, slot, at);
+    bad = storage_pread (s->st, slot->buf + at * s->size, n * s->size,
+                         s->host (s->opaque, slot->first + at), &e) == -1;
+    memset (slot->bad + at, bad, n);
+    if (bad && !slot->error.err)
+      slot->error = e;
+    error_clear (&e);
+  }
+}
+
+static void
+fill_slot (struct table_stream *s, struct slot *slot)
+{
+  read_tables (s, slot);
   mutex_lock (&s->mutex);
   slot->state = SLOT_READY;
   pthread_cond_broadcast (&s->changed);
@@ -167,11 +205,13 @@ alloc_slots (struct table_stream *s, size_t memory, struct error *e)
   return 0;
 }
 
-/* A thread that cannot be had is done without. */
+/* What fits into one slot is read by the caller itself, and a thread that cannot
+ * be had is done without.
+ */
 static void
 start_threads (struct table_stream *s)
 {
-  if (s->nr < MIN_TABLES_FOR_THREADS)
+  if (s->nr <= s->slot_tables)
     return;
   while (s->nr_threads < NR_THREADS
          && pthread_create (&s->threads[s->nr_threads], NULL, reader_thread,
@@ -223,16 +263,18 @@ table_stream_free (struct table_stream *s)
   free (s);
 }
 
-/* Give the caller's slot back if it was used up, and wait for the next one.
- * Returns NULL when there are no more tables.
+/* The slot with the caller's next table.  One that was used up is given back,
+ * and the next one waited for.  NULL = there are no more tables.
  */
 static struct slot *
 current_slot (struct table_stream *s)
 {
   struct slot *slot = &s->slots[s->current], *mine = NULL;
 
+  if (s->have && s->at < slot->nr)
+    return slot;
   mutex_lock (&s->mutex);
-  if (slot->state == SLOT_READY && s->at == slot->nr) {
+  if (s->have) {
     slot->state = SLOT_FREE;
     s->current = (s->current + 1) % s->nr_slots;
     s->at = 0;
@@ -248,7 +290,8 @@ current_slot (struct table_stream *s)
   mutex_unlock (&s->mutex);
   if (mine)
     fill_slot (s, mine);
-  return slot->state == SLOT_READY ? slot : NULL;
+  s->have = slot->state == SLOT_READY;
+  return s->have ? slot : NULL;
 }
 
 int
@@ -256,14 +299,14 @@ table_stream_next (struct table_stream *s, size_t *i, const uint8_t **table,
                    struct error *e)
 {
   struct slot *slot = current_slot (s);
-  size_t at = s->at;
+  size_t at;
 
   if (!slot)
     return 0;
-  s->at++;
+  at = s->at++;
   *i = slot->first + at;
-  if (slot->error.err)
+  if (slot->bad[at])
     return error_set (e, slot->error.err, "%s", slot->error.text);
-  *table = slot->zero ? NULL : slot->buf + at * s->size;
+  *table = slot->buf + at * s->size;
   return 1;
 }

@@ -24,9 +24,9 @@ extern struct table_stream *table_stream_new (
   uint64_t (*host) (const void *opaque, size_t i), const void *opaque,
   size_t memory, struct error *e);
 
-/* The next table, valid until the next call.  1 = *TABLE is table *I; NULL = it
- * is all zeroes; 0 = there are no more; -1 = table *I could not be read, and
- * the stream goes on behind it.
+/* The next table, valid until the next call.  1 = *TABLE is table *I; 0 = there
+ * are no more; -1 = table *I could not be read, and the stream goes on behind
+ * it.  Tables that are holes of the file, all zero, are passed over.
  */
 extern int table_stream_next (struct table_stream *s, size_t *i,
                               const uint8_t **table, struct error *e);
