@@ -319,7 +319,11 @@ run (struct convert *c, struct error *e)
     *e = c->error;
     return -1;
   }
-  return image_flush (c->target, e);
+  if (image_flush (c->target, e) == -1)
+    return -1;
+  if (c->total == 0 && c->ctx && c->ctx->progress)
+    c->ctx->progress (c->ctx->opaque, 0, 0);
+  return 0;
 }
 
 int

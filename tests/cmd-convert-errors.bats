@@ -288,3 +288,40 @@ start_bad_disk () {
   convert -U -O raw b.qcow2 t.raw
   [ -e t.raw ]
 }
+
+@test "each request that can fail: an error, no target, the source as it was" {
+  need_test_storage
+  random_image src.raw 3M 7
+  convert -f raw -O qcow2 src.raw s.qcow2
+  cp s.qcow2 saved
+  local n=0 total
+  for options in "-O raw" "-O qcow2" "-O qcow2 -c" \
+    "-O qcow2 -t writeback -o cluster_size=4k"; do
+    # shellcheck disable=SC2086
+    NBDIMG_TEST_STORAGE=fault:scope=process,countfile=$PWD/total \
+      convert $options s.qcow2 t
+    total=$(cat total)
+    [ "$total" -gt 10 ]
+    rm t
+    for ((i = 1; i <= total; i += 1 + total / 40)); do
+      status=0
+      # shellcheck disable=SC2086
+      NBDIMG_TEST_STORAGE=fault:scope=process,index=$i \
+        "$NBDIMG" convert $options s.qcow2 t 2>err || status=$?
+      n=$((n + 1))
+      if [ $status = 0 ]; then
+        # A request that is only a hint, or had another way.
+        rm -f flat
+        convert -O raw t flat
+        cmp src.raw flat || fail "request $i of $options: another disk"
+        rm t
+      else
+        [ $status = 1 ] || fail "request $i of $options: status $status"
+        [ -s err ] || fail "request $i of $options: not a word"
+        [ ! -e t ] || fail "request $i of $options: a target is left"
+      fi
+    done
+  done
+  cmp s.qcow2 saved
+  [ $n -gt 40 ]
+}
