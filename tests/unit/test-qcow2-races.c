@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* Schedules of two threads that once went wrong, each played on purpose: the
- * storage calls back at the read that one thread does with the mutex dropped,
- * and the other thread runs there.
+/* Schedules of two threads that went wrong once, or in another program, each
+ * played on purpose: the storage calls back at the read or trim that one thread
+ * does with the mutex dropped, and the other thread runs there.
  */
 
 #include <config.h>
@@ -20,19 +20,26 @@
 struct breakpoint {
   struct wrapper wrapper;
   uint64_t host, length;        /* atomic: reads of it; length 0 = none */
+  bool trim;                    /* not reads, but trims */
   int err;                      /* the read fails with it; 0 = it does not */
   void *(*run) (void *);        /* in a thread of its own, meanwhile */
   void *opaque;
 };
 
+/* true = here the other thread has run. */
 static bool
-breakpoint_hit (struct breakpoint *b, uint64_t offset, size_t len)
+breakpoint_hit (struct breakpoint *b, uint64_t offset, uint64_t len)
 {
   uint64_t length = __atomic_load_n (&b->length, __ATOMIC_ACQUIRE);
+  pthread_t id;
 
-  if (!ranges_overlap (b->host, length, offset, len))
+  if (!ranges_overlap (b->host, length, offset, len)
+      || __atomic_exchange_n (&b->length, 0, __ATOMIC_ACQ_REL) == 0)
     return false;
-  return __atomic_exchange_n (&b->length, 0, __ATOMIC_ACQ_REL) != 0;
+  if (pthread_create (&id, NULL, b->run, b->opaque) != 0)
+    abort ();
+  pthread_join (id, NULL);
+  return true;
 }
 
 static int
@@ -40,16 +47,21 @@ breakpoint_pread (struct storage *st, void *buf, size_t len, uint64_t offset,
                   struct error *e)
 {
   struct breakpoint *b = (struct breakpoint *) st;
-  pthread_t id;
 
-  if (breakpoint_hit (b, offset, len)) {
-    if (pthread_create (&id, NULL, b->run, b->opaque) != 0)
-      abort ();
-    pthread_join (id, NULL);
-    if (b->err)
-      return error_set (e, b->err, "the read failed (fault of a test)");
-  }
+  if (!b->trim && breakpoint_hit (b, offset, len) && b->err)
+    return error_set (e, b->err, "the read failed (fault of a test)");
   return storage_pread (wrapper_inner (st), buf, len, offset, e);
+}
+
+static int
+breakpoint_trim (struct storage *st, uint64_t offset, uint64_t len,
+                 unsigned flags, struct error *e)
+{
+  struct breakpoint *b = (struct breakpoint *) st;
+
+  if (b->trim)
+    breakpoint_hit (b, offset, len);
+  return jitter_trim (st, offset, len, flags, e);
 }
 
 static const struct storage_ops breakpoint_ops = {
@@ -58,7 +70,7 @@ static const struct storage_ops breakpoint_ops = {
   .pread = breakpoint_pread,
   .pwrite = jitter_pwrite,
   .zero = jitter_zero,
-  .trim = jitter_trim,
+  .trim = breakpoint_trim,
   .flush = jitter_flush,
   .truncate = jitter_truncate,
   WRAPPER_OPS,
@@ -116,6 +128,20 @@ write_cluster (const struct fixture *f, uint64_t guest)
   free (buf);
 }
 
+static void
+check_cluster (const struct fixture *f, uint64_t guest)
+{
+  size_t cs = f->im->format->info.cluster_size;
+  uint8_t *want = unit_alloc (cs), *got = unit_alloc (cs);
+  struct error e = ERROR_INIT;
+
+  unit_random (want, cs, guest + 1);
+  CHECK_OK (image_read (f->im, got, cs, guest, &e), &e);
+  same_bytes (got, want, guest, cs);
+  free (want);
+  free (got);
+}
+
 /* A cluster that packs into very little. */
 static void
 packed_bytes (const struct fixture *f, uint8_t *buf, uint64_t guest)
@@ -135,21 +161,19 @@ write_packed_cluster (const struct fixture *f, uint64_t guest)
   free (buf);
 }
 
-static bool
-reads_packed_cluster (const struct fixture *f, uint64_t guest)
+static void
+check_packed_cluster (const struct fixture *f, uint64_t guest)
 {
   size_t cs = f->im->format->info.cluster_size;
   uint8_t *want = unit_alloc (cs), *got = unit_alloc (cs);
   struct error e = ERROR_INIT;
-  bool r;
 
   packed_bytes (f, want, guest);
   memset (got, 0, cs);
   CHECK_OK (image_read (f->im, got, cs, guest, &e), &e);
-  r = same_bytes (got, want, guest, cs);
+  same_bytes (got, want, guest, cs);
   free (want);
   free (got);
-  return r;
 }
 
 /* So that the smallest cache holds nothing else: look at NR L2 tables. */
@@ -251,7 +275,8 @@ test_fua (void)
 
 /* ---- a packing cluster that is freed while somebody packs into it ---- */
 
-struct packing {
+/* What the other thread writes. */
+struct other {
   struct fixture *f;
   uint64_t guest;
 };
@@ -259,9 +284,18 @@ struct packing {
 static void *
 packing_thread (void *opaque)
 {
-  struct packing *p = opaque;
+  struct other *o = opaque;
 
-  write_packed_cluster (p->f, p->guest);
+  write_packed_cluster (o->f, o->guest);
+  return NULL;
+}
+
+static void *
+writing_thread (void *opaque)
+{
+  struct other *o = opaque;
+
+  write_cluster (o->f, o->guest);
   return NULL;
 }
 
@@ -292,7 +326,7 @@ test_packing (void)
   struct breakpoint *b = breakpoint_new ();
   struct error e = ERROR_INIT;
   struct fixture f;
-  struct packing p = { .f = &f };
+  struct other o = { .f = &f };
   uint64_t reach, guest = 0, freed;
 
   unit_begin ("a cluster that is packed into again is not given away");
@@ -308,29 +342,52 @@ test_packing (void)
   CHECK (host_of (&f, freed + CS) == PER_SLICE * (uint64_t) CS);
   push_out (&f, 1, TABLES);
 
-  p.guest = freed + 2 * CS;
+  o.guest = freed + 2 * CS;
   CHECK_OK (image_trim (f.im, freed, 2 * CS, 0, &e), &e);
   /* The first refcount block is where the header says. */
-  breakpoint_set (b, 2 * CS + PER_SLICE * 8, 1, packing_thread, &p);
+  breakpoint_set (b, 2 * CS + PER_SLICE * 8, 1, packing_thread, &o);
   CHECK_OK (image_flush (f.im, &e), &e);
   CHECK (b->length == 0);
   CHECK_OK (image_flush (f.im, &e), &e);
-  CHECK (reads_packed_cluster (&f, p.guest));
+  check_packed_cluster (&f, o.guest);
+  fixture_reopen (&f);
+  fixture_check_clean (&f);
+  fixture_tear_down (&f);
+}
+
+/* ---- a hole that is punched late ---- */
+
+/* The only free cluster is one whose hole is just being punched: a write that
+ * looks for space meanwhile must go elsewhere.
+ */
+static void
+test_punch (void)
+{
+  static const struct kind k = { "compat=1.1,cluster_size=4096", false,
+                                 false };
+  enum { CS = 4096, NR = 8 };
+  struct breakpoint *b = breakpoint_new ();
+  struct error e = ERROR_INIT;
+  struct fixture f;
+  struct other o = { .f = &f, .guest = NR * CS };
+
+  unit_begin ("a cluster is not given away before its hole is punched");
+  fixture_set_up (&f, &k, MiB, 0, &b->wrapper.base);
+  for (uint64_t i = 0; i < NR; ++i)
+    write_cluster (&f, i * CS);
+  fixture_reopen (&f);          /* the search for space begins at 0 again */
+  b->trim = true;
+  breakpoint_set (b, host_of (&f, CS), CS, writing_thread, &o);
+  CHECK_OK (image_trim (f.im, CS, CS, 0, &e), &e);
+  CHECK_OK (image_flush (f.im, &e), &e);
+  CHECK (b->length == 0);
+  check_cluster (&f, o.guest);
   fixture_reopen (&f);
   fixture_check_clean (&f);
   fixture_tear_down (&f);
 }
 
 /* ---- a table that goes while it is being read ---- */
-
-static void *
-growing_thread (void *opaque)
-{
-  struct packing *p = opaque;
-
-  write_cluster (p->f, p->guest);
-  return NULL;
-}
 
 /* The refcount table is replaced by a larger one while another thread reads the
  * old one, and that read fails.
@@ -344,7 +401,7 @@ test_growth (void)
   struct breakpoint *b = breakpoint_new ();
   struct error e = ERROR_INIT;
   struct fixture f;
-  struct packing p = { .f = &f };
+  struct other o = { .f = &f };
   uint64_t reach, guest = 0, end, old;
 
   unit_begin ("a read that fails while the refcount table moves is harmless");
@@ -358,9 +415,9 @@ test_growth (void)
   push_out (&f, 8 * MiB / reach, TABLES);
 
   old = qcow2_of (&f)->refcount_table_offset;
-  p.guest = guest;
+  o.guest = guest;
   b->err = EIO;
-  breakpoint_set (b, old, CS, growing_thread, &p);
+  breakpoint_set (b, old, CS, writing_thread, &o);
   CHECK_OK (image_trim (f.im, 0, CS, 0, &e), &e);
   CHECK_OK (image_flush (f.im, &e), &e);
   CHECK (b->length == 0);
@@ -375,6 +432,7 @@ main (void)
   watchdog (120);
   test_fua ();
   test_packing ();
+  test_punch ();
   test_growth ();
   return unit_end ();
 }
