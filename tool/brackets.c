@@ -69,23 +69,8 @@ cut (int argc, char **argv, int *i, struct error *e)
   return to_json (argv, first, end, e);
 }
 
-/* As long as the program runs: the arguments, and those of them that were made
- * here, up to a NULL.
- */
-static char **arguments, **made;
-
-void
-tool_free_arguments (void)
-{
-  for (size_t i = 0; made && made[i]; ++i)
-    free (made[i]);
-  free (made);
-  free (arguments);
-  made = arguments = NULL;
-}
-
 static int
-cut_all (int argc, char **argv, int *nr, struct error *e)
+cut_all (int argc, char **argv, struct tool_arguments *a, struct error *e)
 {
   size_t nr_made = 0;
 
@@ -96,26 +81,36 @@ cut_all (int argc, char **argv, int *nr, struct error *e)
       arg = cut (argc, argv, &i, e);
       if (!arg)
         return -1;
-      made[nr_made++] = arg;
+      a->made[nr_made++] = arg;
     }
-    arguments[(*nr)++] = arg;
+    a->argv[a->argc++] = arg;
   }
   return 0;
 }
 
 int
-tool_cut_brackets (int *argc, char ***argv, struct error *e)
+tool_cut_brackets (int argc, char **argv, struct tool_arguments *a,
+                   struct error *e)
 {
-  size_t size = (size_t) *argc + 1;
-  int nr = 0;
+  size_t size = (size_t) argc + 1;
 
-  arguments = calloc (size, sizeof *arguments);
-  made = calloc (size, sizeof *made);
-  if (!arguments || !made)
-    return error_nomem (e, "arguments", size * sizeof *made);
-  if (cut_all (*argc, *argv, &nr, e) == -1)
-    return -1;
-  *argc = nr;
-  *argv = arguments;
-  return 0;
+  a->argc = 0;
+  a->argv = calloc (size, sizeof *a->argv);
+  a->made = calloc (size, sizeof *a->made);
+  if (!a->argv || !a->made)
+    error_nomem (e, "arguments", size * sizeof *a->made);
+  else if (cut_all (argc, argv, a, e) == 0)
+    return 0;
+  tool_free_arguments (a);
+  return -1;
+}
+
+void
+tool_free_arguments (struct tool_arguments *a)
+{
+  for (size_t i = 0; a->made && a->made[i]; ++i)
+    free (a->made[i]);
+  free (a->made);
+  free (a->argv);
+  *a = (struct tool_arguments) { .argc = 0 };
 }

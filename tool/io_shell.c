@@ -167,7 +167,8 @@ io_command_line (struct io_shell *sh, char *line)
 {
   CLEANUP_FREE char **argv = calloc (strlen (line) / 2 + 2, sizeof *argv);
   struct error e = ERROR_INIT;
-  char *save, *word, **words = argv;
+  struct tool_arguments words;
+  char *save, *word;
   int argc = 0, r;
 
   if (!argv) {
@@ -179,14 +180,14 @@ io_command_line (struct io_shell *sh, char *line)
     argv[argc++] = word;
   if (argc == 0)
     return 0;
-  if (tool_cut_brackets (&argc, &words, &e) == -1) {
+  if (tool_cut_brackets (argc, argv, &words, &e) == -1) {
     tool_fail (&e);
     return -1;
   }
   io_reap (sh, false);
   fflush (stdout);
-  r = run_command (sh, argc, words);
-  free (words);
+  r = run_command (sh, words.argc, words.argv);
+  tool_free_arguments (&words);
   fflush (stdout);
   return r;
 }

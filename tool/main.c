@@ -120,7 +120,6 @@ finish (int status)
     status = 1;
   if (status != 0)
     tool_reraise_signal ();
-  tool_free_arguments ();
   return status;
 }
 
@@ -184,24 +183,33 @@ standard_options (int argc, char **argv, int *status)
   return -1;
 }
 
+static int
+run_program (int argc, char **argv)
+{
+  int status = 1, first;
+
+  if (strcmp (program, "qemu-io") == 0)
+    return cmd_io (argc, argv);
+  first = standard_options (argc, argv, &status);
+  return first == -1 ? status : run_command (argc - first, argv + first);
+}
+
 int
 main (int argc, char **argv)
 {
   const struct sigaction pipe = { .sa_handler = on_sigpipe };
+  struct tool_arguments arguments;
   struct error e = ERROR_INIT;
-  int status = 1, first;
+  int status;
 
   if (argc < 1)
     return 1;
   set_program_name (argv[0]);
   sigaction (SIGPIPE, &pipe, NULL);
   log_set_sink (tool_log);
-  if (tool_cut_brackets (&argc, &argv, &e) == -1)
+  if (tool_cut_brackets (argc, argv, &arguments, &e) == -1)
     return finish (tool_fail (&e));
-  if (strcmp (program, "qemu-io") == 0)
-    return finish (cmd_io (argc, argv));
-  first = standard_options (argc, argv, &status);
-  if (first != -1)
-    status = run_command (argc - first, argv + first);
-  return finish (status);
+  status = finish (run_program (arguments.argc, arguments.argv));
+  tool_free_arguments (&arguments);
+  return status;
 }

@@ -161,14 +161,18 @@ extern int tool_close (struct image *im);
 
 /* ---- brackets.c ---- */
 
-/* Replace "[" "command" "args" "]" in ARGV by one argument, the JSON array
- * that image_name_parse knows.  ARGC and ARGV are replaced by new ones, which
- * are never freed.
+/* Arguments in which each "[ command args ]" has become one, the JSON array
+ * that image_name_parse knows.
  */
-extern int tool_cut_brackets (int *argc, char ***argv, struct error *e);
-
-/* The end of the program: ARGV goes away. */
-extern void tool_free_arguments (void);
+struct tool_arguments {
+  int argc;
+  char **argv;                  /* owned array, NULL at its end; the strings are
+                                   those of the caller, or in made */
+  char **made;                  /* owned, NULL at its end */
+};
+extern int tool_cut_brackets (int argc, char **argv,
+                              struct tool_arguments *a, struct error *e);
+extern void tool_free_arguments (struct tool_arguments *a);
 
 /* ---- progress.c: -p, --progress json, SIGUSR1, Ctrl-C ---- */
 
