@@ -741,6 +741,11 @@ unmap_locked (struct qcow2 *q, struct table_op *op, uint64_t guest,
   return unmap_slice_locked (q, s, entry, guest, length, how, done, e);
 }
 
+/* A guest may trim and never flush nor write: what epochs have released
+ * meanwhile is freed beyond this many pieces, 64 KiB of memory.
+ */
+enum { MAX_RELEASED = 4096 };
+
 int
 qcow2_unmap (struct format *f, uint64_t guest, uint64_t length,
              enum unmap_how how, uint64_t *done, struct error *e)
@@ -757,6 +762,8 @@ qcow2_unmap (struct format *f, uint64_t guest, uint64_t length,
     r = unmap_locked (q, &op, guest, length, how, done, e);
   while (r == 0);
   table_op_end_locked (q, &op);
+  if (q->released.nr >= MAX_RELEASED)
+    qcow2_release_locked (q);
   mutex_unlock (&q->mutex);
   return r == 1 ? 0 : -1;
 }

@@ -19,10 +19,17 @@
 /* Offsets in table entries have 56 bits. */
 #define MAX_HOST (UINT64_C (1) << 56)
 
-/* How much may wait in the quarantine before an allocation that would make the
- * file grow runs an epoch instead: enough to make its two barriers cheap.
+/* How much may wait to be free again before an allocation that would make the
+ * file grow waits for it instead: enough to make an epoch's two barriers cheap.
  */
 #define QUARANTINE_BYTES (64 * MiB)
+
+/* A crash leaves this many clusters in use behind the end of the file at most:
+ * what was reserved and not yet written, 64 requests of 32 MiB in clusters of
+ * 512 bytes, and as much again.  More is a refcount table that names a few full
+ * blocks again and again, to keep us searching.
+ */
+#define MAX_USED_BEHIND_END (UINT64_C (1) << 23)
 
 uint64_t
 refcount_get (const uint8_t *block, uint64_t i, unsigned order)
@@ -99,7 +106,8 @@ find_refcount_locked (struct qcow2 *q, struct table_op *op, uint64_t cluster,
   *s = NULL;
   if (block == 0)
     return 1;
-  if (!is_aligned (block, q->cluster_size) || block >= MAX_HOST)
+  if (!is_aligned (block, q->cluster_size)
+      || block >= storage_size (q->format.storage))
     return qcow2_corrupt_locked (q, e, "refcount table entry %" PRIu64
                                  ": 0x%" PRIx64 " is not the place of a"
                                  " refcount block", table_index, block);
@@ -385,15 +393,44 @@ struct run {
   uint64_t base, nr_blocks, nr; /* cluster index; clusters */
 };
 
-static void
-plan_run (const struct qcow2 *q, uint64_t from, struct run *run)
+/* *END = the first range behind all that have a refcount block.  Blocks for what
+ * lies behind the end of the file are odd, but allowed.
+ */
+static int
+find_last_block_locked (struct qcow2 *q, uint64_t *end, struct error *e)
+  REQUIRES (q->mutex)
 {
-  uint64_t per_block = UINT64_C (1) << q->refblock_bits;
+  struct table_op op = TABLE_OP_INIT;
+  uint64_t host;
+  struct slice *s;
+  int r = 1;
 
-  run->base = round_up (from, per_block);
+  for (*end = reftable_entries (q); r == 1 && *end > 0; --*end) {
+    host = q->refcount_table_offset + (*end - 1) * 8;
+    do
+      r = table_get_locked (q, &op, SLICE_REFTABLE, host, &s, e);
+    while (r == 0);
+    if (r == 1 && get_be64 (slice_at (q, s, host)) != 0)
+      break;
+  }
+  table_op_end_locked (q, &op);
+  return r == -1 ? -1 : 0;
+}
+
+static int
+plan_run_locked (struct qcow2 *q, struct run *run, struct error *e)
+  REQUIRES (q->mutex)
+{
+  uint64_t per_block = UINT64_C (1) << q->refblock_bits, ranges;
+
+  if (find_last_block_locked (q, &ranges, e) == -1)
+    return -1;
+  run->base = max_u64 (round_up (q->end >> q->cluster_bits, per_block),
+                       ranges << q->refblock_bits);
   run->nr_blocks = 1;
   while (run->nr_blocks + run->nr > run->nr_blocks * per_block)
     run->nr_blocks++;
+  return 0;
 }
 
 /* Enter the blocks of RUN into the refcount table; none has a predecessor. */
@@ -413,10 +450,6 @@ enter_blocks_locked (struct qcow2 *q, const struct run *run, struct error *e)
       if (r == 1)
         r = table_get_locked (q, &op, SLICE_REFTABLE, host, &s, e);
     } while (r == 0);
-    if (r == 1 && get_be64 (slice_at (q, s, host)) != 0)
-      r = qcow2_corrupt_locked (q, e, "refcount table entry %" PRIu64
-                                " describes clusters behind the end of the"
-                                " file", first + i);
     if (r == -1)
       break;
     put_be64 (slice_at (q, s, host), (run->base + i) << q->cluster_bits);
@@ -449,7 +482,8 @@ alloc_run_locked (struct qcow2 *q, struct run *run, struct error *e)
   int r;
 
   for (;;) {
-    plan_run (q, q->end >> q->cluster_bits, run);
+    if (plan_run_locked (q, run, e) == -1)
+      return -1;
     last = run->base + run->nr_blocks + run->nr - 1;
     if (last >> q->refblock_bits < reftable_entries (q))
       break;
@@ -553,12 +587,18 @@ alloc_known_locked (struct qcow2 *q, struct table_op *op, uint64_t nr,
   return 1;
 }
 
-/* The storage ends here and cannot grow: what waits in the quarantine may help,
- * and what another thread has taken from there already.  0 = start over, -1 =
- * there is nothing.
+/* Clusters that were freed and are not free yet. */
+static uint64_t
+waiting_clusters (const struct qcow2 *q)
+{
+  return q->quarantine.clusters + q->released.clusters;
+}
+
+/* Make them free, or wait until another thread that is at it has done so.
+ * 0 = start over, -1.
  */
 static int
-no_space_locked (struct qcow2 *q, struct table_op *op, struct error *e)
+reclaim_locked (struct qcow2 *q, struct table_op *op, struct error *e)
   REQUIRES (q->mutex)
 {
   table_op_end_locked (q, op);
@@ -566,15 +606,35 @@ no_space_locked (struct qcow2 *q, struct table_op *op, struct error *e)
     mutex_wait (&q->mutex, &q->cache.changed);
     return 0;
   }
-  if (q->quarantine.nr > 0 || q->released.nr > 0 || q->epoch_frees) {
-    if (qcow2_epoch_locked (q, e) == -1)
-      return -1;
-    qcow2_release_locked (q);
-    return 0;
-  }
+  if (qcow2_epoch_locked (q, e) == -1)
+    return -1;
+  qcow2_release_locked (q);
+  return 0;
+}
+
+/* The storage ends here and cannot grow.  0 = start over, -1 = it is full. */
+static int
+no_space_locked (struct qcow2 *q, struct table_op *op, struct error *e)
+  REQUIRES (q->mutex)
+{
+  if (waiting_clusters (q) > 0 || q->epoch_frees || q->releasing)
+    return reclaim_locked (q, op, e);
   return error_set (e, ENOSPC, "%s: no free cluster left, and the storage (%"
                     PRIu64 " bytes) cannot grow", q->format.storage->name,
                     storage_size (q->format.storage));
+}
+
+/* The search goes up only, so what it has passed behind the end is in use. */
+static int
+check_search_locked (struct qcow2 *q, struct error *e) REQUIRES (q->mutex)
+{
+  uint64_t end = q->end >> q->cluster_bits;
+
+  if (q->free_cursor <= end + MAX_USED_BEHIND_END)
+    return 0;
+  return qcow2_corrupt_locked (q, e, "the refcounts call %" PRIu64 " clusters"
+                               " behind the end of the file used",
+                               q->free_cursor - end);
 }
 
 static int
@@ -590,6 +650,8 @@ alloc_search_locked (struct qcow2 *q, struct table_op *op, uint64_t nr,
     room = room_at (q, q->free_cursor);
     if (room == 0)
       return no_space_locked (q, op, e);
+    if (check_search_locked (q, e) == -1)
+      return -1;
     r = find_refcount_locked (q, op, q->free_cursor, &s, &index, e);
     if (r != 1)
       return r;
@@ -621,13 +683,8 @@ qcow2_alloc_locked (struct qcow2 *q, struct table_op *op, uint64_t nr,
     return 0;
   }
   if (q->known_free.nr == 0
-      && q->quarantine.clusters << q->cluster_bits >= QUARANTINE_BYTES) {
-    table_op_end_locked (q, op);
-    if (qcow2_epoch_locked (q, e) == -1)
-      return -1;
-    qcow2_release_locked (q);
-    return 0;
-  }
+      && waiting_clusters (q) << q->cluster_bits >= QUARANTINE_BYTES)
+    return reclaim_locked (q, op, e);
   r = table_make_room_locked (q, 1, e);
   if (r != 1)
     return r;

@@ -157,7 +157,7 @@ new_slice (struct table_cache *c)
 }
 
 /* A slice that is nowhere linked: new, or the least recently used clean one.
- * NULL: out of memory, or all are dirty or in use.
+ * NULL: all are dirty or in use, which out of memory may be very few.
  */
 static struct slice *
 take_slice (struct table_cache *c)
@@ -178,6 +178,15 @@ take_slice (struct table_cache *c)
   return s;
 }
 
+static size_t
+nr_dirty (const struct table_cache *c)
+{
+  size_t nr = 0;
+
+  for (unsigned i = 0; i < NR_SLICE_KINDS; ++i)
+    nr += c->nr_dirty[i];
+  return nr;
+}
 
 void
 table_unpin_locked (struct qcow2 *q, struct slice *s)
@@ -260,7 +269,7 @@ load_locked (struct qcow2 *q, struct table_op *op, enum slice_kind kind,
   }
   s = take_slice (c);
   if (!s) {
-    if (c->nr_slices == 0)
+    if (nr_dirty (c) == 0 && !q->epoch_running)
       return error_nomem (e, "a table slice", c->slice_size);
     return qcow2_epoch_locked (q, e) == -1 ? -1 : 0;
   }
@@ -319,12 +328,7 @@ table_get_locked (struct qcow2 *q, struct table_op *op, enum slice_kind kind,
 int
 table_make_room_locked (struct qcow2 *q, size_t nr, struct error *e)
 {
-  const struct table_cache *c = &q->cache;
-  size_t dirty = 0;
-
-  for (unsigned i = 0; i < NR_SLICE_KINDS; ++i)
-    dirty += c->nr_dirty[i];
-  if (dirty + nr <= c->max_slices / 2)
+  if (nr_dirty (&q->cache) + nr <= q->cache.max_slices / 2)
     return 1;
   return qcow2_epoch_locked (q, e) == -1 ? -1 : 0;
 }
