@@ -178,7 +178,7 @@ image_zero (struct image *im, uint64_t offset, uint64_t len, unsigned flags,
   if (flags & IMAGE_MAY_UNMAP && im->options.discard && !(flags & IO_KEEP))
     w.storage_flags |= STORAGE_MAY_UNMAP;
   for (; r == 0 && len > 0; len -= n) {
-    n = min_u64 (len, PIECE);
+    n = min_u64 (len, PIECE - (w.offset & (PIECE - 1)));
     gate_enter (&im->gate);
     r = zero_gated (&w, n, flags, e);
     gate_leave (&im->gate);
