@@ -106,9 +106,10 @@ is_running () {
   [ "${stat%% *}" != Z ]
 }
 
-# start COMMAND...: in the background; its number is in $STARTED_PID
+# start COMMAND...: in the background, with the standard input of the test (bash
+# gives /dev/null otherwise); its number is in $STARTED_PID
 start () {
-  "$@" 3>&- 4>&- &
+  "$@" <&0 3>&- 4>&- &
   STARTED_PID=$!
   remember_pid $STARTED_PID
 }

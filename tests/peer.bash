@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright the nbdimg developers.
+# shellcheck shell=bash disable=SC2154
+
+# Our commands beside those of QEMU: "load lib" and then "load peer".
+
+# The name of the program that a message begins with does not count.
+peer_names () {
+  sed -i -E 's/\b(qemu-img|qemu-io|nbdimg)\b/PROGRAM/g' "$@"
+}
+
+# What a request took is never the same.
+peer_times () {
+  sed -i -E -e 's/[0-9:.]+( sec)? \([^)]*\)$/TIME/' \
+    -e 's/^([0-9]+,[0-9]+),[0-9:.]+,[0-9.]+,[0-9.]+$/\1,TIME/' "$@"
+}
+
+# peer_run FOLDER1 FOLDER2: run "${theirs[@]}" and "${ours[@]}" there; results
+# are in .their.* and .our.* of the test's folder
+peer_run () {
+  local t=$BATS_TEST_TMPDIR
+  their_status=0 our_status=0
+  (cd "$1" && exec "${theirs[@]}") \
+    >"$t/.their.out" 2>"$t/.their.err" </dev/null || their_status=$?
+  (cd "$2" && exec "${ours[@]}") \
+    >"$t/.our.out" 2>"$t/.our.err" </dev/null || our_status=$?
+  peer_names "$t"/.{our,their}.{out,err}
+}
+
+peer_fail () {
+  fail "$1: ${ours[*]}"$'\n'"status: theirs $their_status, ours $our_status"\
+$'\n'"$(cd "$BATS_TEST_TMPDIR" && diff .their.out .our.out;
+      cat .their.err .our.err)"
+}
+
+# Exit status and standard output are the same ...
+peer_same_output () {
+  [ $their_status = $our_status ] || peer_fail "another exit status"
+  cmp -s "$BATS_TEST_TMPDIR/.their.out" "$BATS_TEST_TMPDIR/.our.out" ||
+    peer_fail "another output"
+}
+
+# ... and standard error too.
+peer_same () {
+  peer_same_output
+  cmp -s "$BATS_TEST_TMPDIR/.their.err" "$BATS_TEST_TMPDIR/.our.err" ||
+    peer_fail "another message"
+}
+
+# same_img ARG...: qemu-img and nbdimg say and do the same
+same_img () {
+  local theirs=(qemu-img "$@") ours=("$NBDIMG" "$@")
+  peer_run . .
+  peer_same
+}
+
+# The same, but in its own words on standard error, where it has some.
+same_img_output () {
+  local theirs=(qemu-img "$@") ours=("$NBDIMG" "$@")
+  peer_run . .
+  peer_same_output
+  [ ! -s "$BATS_TEST_TMPDIR/.their.err" ] ||
+    [ -s "$BATS_TEST_TMPDIR/.our.err" ] || peer_fail "no message"
+}
+
+# The same JSON, whatever the order of its members.
+same_img_json () {
+  local theirs=(qemu-img "$@") ours=("$NBDIMG" "$@") f
+  peer_run . .
+  for f in .their.out .our.out; do
+    jq -S . "$BATS_TEST_TMPDIR/$f" >"$BATS_TEST_TMPDIR/$f.json" ||
+      peer_fail "no JSON"
+    mv "$BATS_TEST_TMPDIR/$f.json" "$BATS_TEST_TMPDIR/$f"
+  done
+  peer_same_output
+}
+
+# Two folders with the same files, "theirs" and "ours", made by a function.
+make_twins () {
+  rm -rf theirs ours
+  mkdir theirs
+  (cd theirs && "$@") || return
+  cp -r theirs ours
+}
+
+# twin_img ARG...: the same in the two folders
+twin_img () {
+  local theirs=(qemu-img "$@") ours=("$NBDIMG" "$@")
+  peer_run theirs ours
+  peer_same
+}
+
+twin_img_output () {
+  local theirs=(qemu-img "$@") ours=("$NBDIMG" "$@")
+  peer_run theirs ours
+  peer_same_output
+}
+
+# twin_io ARG...: qemu-io and nbdimg io, in the two folders
+twin_io_run () {
+  theirs=(qemu-io "$@") ours=("$NBDIMG" io "$@")
+  peer_run theirs ours
+  peer_times "$BATS_TEST_TMPDIR"/.{our,their}.out
+}
+
+twin_io () {
+  local theirs ours
+  twin_io_run "$@"
+  peer_same
+}
+
+twin_io_output () {
+  local theirs ours
+  twin_io_run "$@"
+  peer_same_output
+}
+
+# The images in both folders have the same content, and ours is clean.
+same_images () {
+  local f
+  for f; do
+    qemu-img compare "theirs/$f" "ours/$f" || fail "$f: another content"
+    qemu-img check -q "ours/$f" || [ $? = 63 ] || fail "ours/$f is damaged"
+  done
+}
+
+# poke FILE OFFSET HEX: overwrite bytes
+poke () {
+  local hex=$3 text=
+  while [ -n "$hex" ]; do
+    text+="\\x${hex:0:2}"
+    hex=${hex:2}
+  done
+  # shellcheck disable=SC2059
+  printf "$text" | dd of="$1" bs=1 seek=$(($2)) conv=notrunc status=none
+}
