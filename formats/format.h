@@ -155,7 +155,16 @@ struct format_snapshot {
 };
 extern void format_snapshots_free (struct format_snapshot *, size_t nr);
 
+enum check_repair {
+  REPAIR_NONE,                  /* nothing is written */
+  REPAIR_LEAKS,                 /* what is harmless and sure: space that nobody
+                                   refers to is given back, and flags that
+                                   follow from the table of what is in use */
+  REPAIR_ALL,                   /* whatever can be mended */
+};
+
 struct format_check_options {
+  enum check_repair repair;     /* see format_ops.check */
   /* Called from time to time; false = stop (ECANCELED). */
   bool (*progress) (void *opaque, uint64_t done, uint64_t total);
   void *opaque;
@@ -167,7 +176,8 @@ struct format_check_options {
 /* The keys of qemu-img check --output=json. */
 struct format_check_result {
   uint64_t check_errors;        /* tables that could not be read */
-  uint64_t corruptions, leaks;  /* found */
+  uint64_t corruptions, leaks;  /* found, and not mended */
+  uint64_t corruptions_fixed, leaks_fixed;      /* found, and mended */
   uint64_t image_end_offset;
   uint64_t total_clusters, allocated_clusters;
   uint64_t fragmented_clusters, compressed_clusters;
@@ -260,6 +270,23 @@ struct format_ops {
   int (*resize) (struct format *, uint64_t size, uint64_t zero_until,
                  struct error *);
 
+  /* Are the tables right?  What is wrong is in the result, not an error; an
+   * error says that the check could not be done.
+   *
+   * Repair: the image was opened with check and writable both, and begin_write
+   * is not called, so that nothing is changed before the damage is known: what
+   * must stand on disk before the first write is written here, and what was
+   * written is durable on return.
+   *   - A format whose check cannot repair, or not what is asked for, says so
+   *     (ENOTSUP, with its name) and changes nothing.  NULL = no check at all.
+   *   - Damage that cannot be mended stays, and is told and counted as found.
+   *     An image that no repair may touch (what its tables say would be handed
+   *     out again) is refused with the reason (EIO), and nothing is changed.
+   *   - A repair that ends in the middle (crash, error, ECANCELED) leaves an
+   *     image that is no worse than before, and another repair goes on.
+   *   - What the guest could read before reads the same.
+   *   - A second repair finds nothing to do: no byte of the file changes.
+   */
   int (*check) (struct format *, const struct format_check_options *,
                 struct format_check_result *, struct error *);
 

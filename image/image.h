@@ -83,7 +83,9 @@ struct image_open_options {
                                    consistent read, no data file */
   bool info_chain;              /* with info_only: open the backing files, each
                                    for info only */
-  bool check;                   /* tolerate dirty and corrupt images */
+  bool check;                   /* tolerate dirty and corrupt images; writable
+                                   then is for check's repair alone: the write
+                                   locks are held, begin_write is not done */
   bool force_share;             /* -U */
   bool share;                   /* share=on: let other writers in */
   bool untrusted;               /* the closed profile of the open policy */

@@ -288,7 +288,7 @@ decide_writable (struct layer *l, struct error *e)
   bool wanted = im->options.writable || im->options.writable_if_permitted;
 
   im->writable = wanted && im->storage->caps.writable
-    && !l->needs.writable_refused;
+    && (!l->needs.writable_refused || im->options.check);
   if (im->options.writable && !im->writable)
     return error_set (e, EROFS, "it cannot be written to: %s",
                       l->needs.refused ? l->needs.refused

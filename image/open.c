@@ -141,7 +141,7 @@ image_open (json_t *options, const struct image_open_options *o,
   if (r == 0)
     r = activate_all (&c, e);
   im = finish (&c, r == -1);
-  if (im && o->writable && image_begin_write (im, e) == -1) {
+  if (im && o->writable && !o->check && image_begin_write (im, e) == -1) {
     image_close (im, &ignored);
     return NULL;
   }

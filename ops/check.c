@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* check: are the tables of an image right?
+/* check: are the tables of an image right?  And repair.
  *
  * Layer: ops.  Locking: the image is frozen while its format looks, so that no
  * table changes under it.
@@ -35,12 +35,39 @@ on_finding (void *opaque, const char *text)
   c->opts->finding (c->opts->opaque, text);
 }
 
+static int
+run (struct image *im, const struct format_check_options *fopts,
+     struct format_check_result *result, struct error *e)
+{
+  *result = (struct format_check_result) { .check_errors = 0 };
+  return im->format->ops->check (im->format, fopts, result, e);
+}
+
+/* Who mends believes that all is well now; a second look says what is. */
+static int
+check_again (struct image *im, const struct check_opts *opts,
+             struct format_check_options *fopts,
+             struct format_check_result *result, struct error *e)
+{
+  const struct format_check_result mended = *result;
+
+  if (opts->repaired)
+    opts->repaired (opts->opaque, &mended);
+  fopts->repair = REPAIR_NONE;
+  if (run (im, fopts, result, e) == -1)
+    return error_prefix (e, "checking what was repaired");
+  result->corruptions_fixed = mended.corruptions_fixed;
+  result->leaks_fixed = mended.leaks_fixed;
+  return 0;
+}
+
 int
 op_check (struct image *im, const struct check_opts *opts,
           struct check_result *result, struct op_ctx *ctx, struct error *e)
 {
   struct caller caller = { .opts = opts, .ctx = ctx };
-  const struct format_check_options fopts = {
+  struct format_check_options fopts = {
+    .repair = opts->repair,
     .progress = on_progress,
     .opaque = &caller,
     .finding = opts->finding ? on_finding : NULL,
@@ -53,7 +80,10 @@ op_check (struct image *im, const struct check_opts *opts,
   if (!result->supported)
     return 0;
   image_freeze (im);
-  r = im->format->ops->check (im->format, &fopts, &result->format, e);
+  r = run (im, &fopts, &result->format, e);
+  if (r == 0 && (result->format.corruptions_fixed
+                 || result->format.leaks_fixed))
+    r = check_again (im, opts, &fopts, &result->format, e);
   image_thaw (im);
   return r;
 }

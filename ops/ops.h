@@ -104,9 +104,18 @@ struct check_result {
   bool supported;               /* false: the format has no check */
 };
 struct check_opts {
+  enum check_repair repair;     /* the image is open with check and, but for
+                                   REPAIR_NONE, writable */
   void (*finding) (void *opaque, const char *text);
+  /* Something was mended (RESULT says how much), and the image is about to be
+   * checked once more; may be NULL.
+   */
+  void (*repaired) (void *opaque, const struct format_check_result *result);
   void *opaque;
 };
+/* After a repair that changed something RESULT is that of a second check, with
+ * what the first one mended.
+ */
 extern int op_check (struct image *im, const struct check_opts *opts,
                      struct check_result *result, struct op_ctx *ctx,
                      struct error *e);

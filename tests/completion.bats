@@ -54,8 +54,9 @@ commands='check compare convert create info io map serve'
 @test "what a command's help does not promise is not offered" {
   local offered
   [ "$(complete_line com)" = compare ]
-  offered=" $(complete_line check - | xargs) "
-  [[ $offered != *' --repair '* ]]
+  offered=" $(complete_line io - | xargs) "
+  [[ $offered == *' --cache '* && $offered != *' --copy-on-read '* ]]
+  [ "$(complete_line check -r l)" = leaks ]
   [[ " $(complete_line create --bac | xargs) " == *' --backing-format '* ]]
   [[ " $(complete_line info - | xargs) " == *' -U --force-share '* ]]
 }

@@ -5,20 +5,22 @@
 
 #include <config.h>
 
+#include <errno.h>
 #include <inttypes.h>
 #include <string.h>
 
 #include "tool/tool.h"
 
 static const char usage[] =
-"check [--image-opts] [-q] [-f fmt] [--output=ofmt] [-T src_cache] [-p] [-U] "
-"filename\n"
-"Look for errors in the tables of an image.  Nothing is changed.\n"
+"check [--image-opts] [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] "
+"[-T src_cache] [-p] [-U] filename\n"
+"Look for errors in the tables of an image.  Without -r nothing is changed.\n"
 "\n"
 "  -f, --format=FMT      its format; without it the content decides\n"
 "      --image-opts      filename is key=value,...\n"
 "      --output=OFMT     human (default) or json\n"
-"  -r, --repair=WHAT     not built yet\n"
+"  -r, --repair=WHAT     leaks: give back space that nothing refers to;\n"
+"                        all: mend whatever can be mended\n"
 "  -T, --cache=MODE      none, writeback (default), writethrough, directsync,\n"
 "                        unsafe\n"
 "  -U, --force-share     also while another program writes to it\n"
@@ -28,7 +30,8 @@ static const char usage[] =
 "  -h, --help   -V, --version\n"
 "\n"
 "Exit status: 0 no errors, 1 the check could not be done, 2 corrupt, 3 leaked\n"
-"clusters only, 63 the format has no check.\n";
+"clusters only, 63 the format has no check, or no repair; after -r: what is\n"
+"left.\n";
 
 /* The exit codes of qemu-img check. */
 enum {
@@ -52,19 +55,24 @@ static const struct option options[] = {
 struct request {
   struct tool_image image;
   struct tool_progress progress;
+  enum check_repair repair;
   bool json;
 };
 
 static int
-refuse_repair (const char *what)
+set_repair (struct request *rq, const char *what)
 {
-  if (strcmp (what, "leaks") == 0 || strcmp (what, "all") == 0)
-    tool_error ("check -r %s is not built yet: without -r the errors are "
-                "listed", what);
-  else
+  if (strcmp (what, "leaks") == 0)
+    rq->repair = REPAIR_LEAKS;
+  else if (strcmp (what, "all") == 0)
+    rq->repair = REPAIR_ALL;
+  else {
     tool_misuse ("Unknown option value for -r (expecting 'leaks' or 'all'): "
                  "%s", what);
-  return -1;
+    return -1;
+  }
+  rq->image.open.writable = true;
+  return 0;
 }
 
 static int
@@ -75,7 +83,7 @@ set_option (struct request *rq, int option)
   case 'q': rq->progress.quiet = true; return 0;
   case 'p': rq->progress.bar = true; return 0;
   case 'U': rq->image.open.force_share = true; return 0;
-  case 'r': return refuse_repair (optarg);
+  case 'r': return set_repair (rq, optarg);
   case 'T':
     return tool_cache ("source cache option", optarg, &rq->image.open.cache);
   case TOOL_OPT_IMAGE_OPTS: rq->image.image_opts = true; return 0;
@@ -131,9 +139,11 @@ print_result_json (const char *name, const struct image *im,
 
   put_number (o, "image-end-offset", r->image_end_offset, false);
   put_number (o, "total-clusters", r->total_clusters, false);
-  put_number (o, "check-errors", r->check_errors, true);
   put_number (o, "corruptions", r->corruptions, false);
+  put_number (o, "corruptions-fixed", r->corruptions_fixed, false);
+  put_number (o, "check-errors", r->check_errors, true);
   put_number (o, "leaks", r->leaks, false);
+  put_number (o, "leaks-fixed", r->leaks_fixed, false);
   put_number (o, "allocated-clusters", r->allocated_clusters, false);
   put_number (o, "fragmented-clusters", r->fragmented_clusters, false);
   put_number (o, "compressed-clusters", r->compressed_clusters, false);
@@ -192,18 +202,37 @@ exit_code (const struct format_check_result *r)
   return r->leaks ? EXIT_LEAKS : EXIT_GOOD;
 }
 
+static void
+print_repaired (void *opaque, const struct format_check_result *r)
+{
+  const struct request *rq = opaque;
+
+  if (rq->progress.quiet || rq->json)
+    return;
+  tool_progress_end ();
+  printf ("The following inconsistencies were found and repaired:\n\n"
+          "    %" PRIu64 " leaked clusters\n"
+          "    %" PRIu64 " corruptions\n\n"
+          "Double checking the fixed image now...\n",
+          r->leaks_fixed, r->corruptions_fixed);
+  fflush (stdout);
+}
+
 /* ---- */
 
 static int
-check (const struct request *rq, struct image *im, struct op_ctx *ctx)
+check (struct request *rq, struct image *im, struct op_ctx *ctx)
 {
-  const struct check_opts opts = { .finding = print_finding };
+  const struct check_opts opts = {
+    .repair = rq->repair, .finding = print_finding,
+    .repaired = print_repaired, .opaque = rq,
+  };
   struct check_result result;
   struct error e = ERROR_INIT;
 
   if (op_check (im, &opts, &result, ctx, &e) == -1) {
     tool_error ("Check failed: %s", e.text);
-    return EXIT_FAILED;
+    return e.err == ENOTSUP ? EXIT_NO_CHECK : EXIT_FAILED;
   }
   if (!result.supported) {
     tool_error ("This image format does not support checks");

@@ -591,6 +591,9 @@ qcow2_check (struct format *f, const struct format_check_options *opts,
   struct checker c;
   int r;
 
+  if (opts->repair != REPAIR_NONE)
+    return error_set (e, ENOTSUP, "%s: repair of qcow2 images is not built"
+                      " yet", f->storage->name);
   r = checker_init (&c, q, opts, result, opts->memory, e);
   if (r == 0 && q->version >= 3 && q->header_length % 8)
     check_finding (&c, FINDING_NOTE, "Warning: the header length %" PRIu32
