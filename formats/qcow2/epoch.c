@@ -3,13 +3,11 @@
 
 /* Write-back in epochs, flush, the quarantine of freed clusters, and close.
  * The order is explained in qcow2.h.  Layer: formats.  Locking: one epoch at a
- * time (epoch_running), with the mutex dropped while it writes; it writes
- * copies, so that changes of the meantime go to the next epoch.
+ * time (formats/slices.h), with the mutex dropped while it writes.
  */
 
 #include <config.h>
 
-#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -68,103 +66,26 @@ qcow2_free_locked (struct qcow2 *q, uint64_t host, uint64_t nr)
 
 /* ---- one epoch ---- */
 
-/* Copies of the slices that one phase writes. */
-struct batch {
-  struct slice **slices;        /* owned array; each is pinned */
-  uint8_t *data;                /* owned; nr times slice_size */
-  size_t nr;
-};
-
 struct epoch {
-  struct batch blocks, table, entries;  /* P1, P1b, P2 */
-  struct freed_list freed;              /* P3 */
+  struct slice_batch blocks, table, entries;    /* P1, P1b, P2 */
+  struct freed_list freed;                      /* P3 */
 };
-
-static int
-by_host (const void *a, const void *b)
-{
-  const struct slice *const *x = a, *const *y = b;
-
-  return (*x)->host < (*y)->host ? -1 : (*x)->host > (*y)->host;
-}
-
-static bool
-batch_alloc (const struct qcow2 *q, struct batch *b, size_t nr)
-{
-  if (nr == 0)
-    return true;
-  b->slices = malloc (nr * sizeof b->slices[0]);
-  b->data = malloc (nr * q->cache.slice_size);
-  return b->slices && b->data;
-}
-
-static void
-batch_fill_locked (struct qcow2 *q, struct batch *b) REQUIRES (q->mutex)
-{
-  uint32_t size = q->cache.slice_size;
-
-  if (b->nr == 0)
-    return;
-  qsort (b->slices, b->nr, sizeof b->slices[0], by_host);
-  for (size_t i = 0; i < b->nr; ++i)
-    memcpy (b->data + i * size, b->slices[i]->data, size);
-}
-
-static struct batch *
-batch_for (struct epoch *ep, enum slice_kind kind)
-{
-  switch (kind) {
-  case SLICE_REFBLOCK: return &ep->blocks;
-  case SLICE_REFTABLE: return &ep->table;
-  default: return &ep->entries;
-  }
-}
 
 /* Copy all that is dirty.  From here on, changes belong to the next epoch. */
 static int
 collect_locked (struct qcow2 *q, struct epoch *ep, struct error *e)
-  REQUIRES (q->mutex)
+  REQUIRES (q->mutex) NO_LOCK_CHECK
 {
-  const size_t *nr = q->cache.nr_dirty;
-  struct batch *b;
+  struct slice_cache *c = &q->cache;
 
-  if (!batch_alloc (q, &ep->blocks, nr[SLICE_REFBLOCK])
-      || !batch_alloc (q, &ep->table, nr[SLICE_REFTABLE])
-      || !batch_alloc (q, &ep->entries, nr[SLICE_L1] + nr[SLICE_L2]))
-    return error_nomem (e, "writing out tables", q->cache.slice_size);
-  for (struct slice *s = q->cache.lru_first; s; s = s->lru_next) {
-    if (!s->dirty)
-      continue;
-    b = batch_for (ep, s->kind);
-    b->slices[b->nr++] = s;
-    s->pins++;
-    s->dirty = false;
-    q->cache.nr_dirty[s->kind]--;
-  }
-  batch_fill_locked (q, &ep->blocks);
-  batch_fill_locked (q, &ep->table);
-  batch_fill_locked (q, &ep->entries);
+  if (slices_collect_locked (c, 1 << SLICE_REFBLOCK, &ep->blocks, e) == -1
+      || slices_collect_locked (c, 1 << SLICE_REFTABLE, &ep->table, e) == -1
+      || slices_collect_locked (c, 1 << SLICE_L1 | 1 << SLICE_L2,
+                                &ep->entries, e) == -1)
+    return -1;
   ep->freed = q->quarantine;
   q->epoch_frees = ep->freed.nr > 0;
   q->quarantine = (struct freed_list) { .items = NULL };
-  return 0;
-}
-
-/* Neighbours on disk are neighbours in the buffer: one write for each run. */
-static int
-batch_write (struct qcow2 *q, const struct batch *b, struct error *e)
-{
-  uint32_t size = q->cache.slice_size;
-  size_t i, j;
-
-  for (i = 0; i < b->nr; i = j) {
-    for (j = i + 1; j < b->nr; ++j)
-      if (b->slices[j]->host != b->slices[j - 1]->host + size)
-        break;
-    if (storage_pwrite (q->format.storage, b->data + i * size,
-                        (j - i) * size, b->slices[i]->host, 0, e) == -1)
-      return error_prefix (e, "writing out tables");
-  }
   return 0;
 }
 
@@ -183,32 +104,19 @@ epoch_write (struct qcow2 *q, const struct epoch *ep, struct error *e)
 {
   struct storage *data_file = q->format.data_file;
 
-  if (batch_write (q, &ep->blocks, e) == -1)
+  if (slices_write (&q->cache, &ep->blocks, e) == -1)
     return -1;
   if (data_file && storage_flush (data_file, e) == -1)
     return -1;
   if (barrier (q, e) == -1)
     return -1;
   if (ep->table.nr
-      && (batch_write (q, &ep->table, e) == -1 || barrier (q, e) == -1))
+      && (slices_write (&q->cache, &ep->table, e) == -1 || barrier (q, e) == -1))
     return -1;
   if (ep->entries.nr
-      && (batch_write (q, &ep->entries, e) == -1 || barrier (q, e) == -1))
+      && (slices_write (&q->cache, &ep->entries, e) == -1 || barrier (q, e) == -1))
     return -1;
   return 0;
-}
-
-static void
-batch_end_locked (struct qcow2 *q, struct batch *b, bool failed)
-  REQUIRES (q->mutex)
-{
-  for (size_t i = 0; i < b->nr; ++i) {
-    if (failed && !b->slices[i]->dead)
-      table_dirty_locked (q, b->slices[i]);
-    table_unpin_locked (q, b->slices[i]);
-  }
-  free (b->slices);
-  free (b->data);
 }
 
 static void
@@ -230,23 +138,22 @@ move_list (struct freed_list *from, struct freed_list *to,
  */
 static void
 epoch_end_locked (struct qcow2 *q, struct epoch *ep, bool failed)
-  REQUIRES (q->mutex)
+  REQUIRES (q->mutex) NO_LOCK_CHECK
 {
-  batch_end_locked (q, &ep->blocks, failed);
-  batch_end_locked (q, &ep->table, failed);
-  batch_end_locked (q, &ep->entries, failed);
+  slices_batch_end_locked (&q->cache, &ep->blocks, failed);
+  slices_batch_end_locked (&q->cache, &ep->table, failed);
+  slices_batch_end_locked (&q->cache, &ep->entries, failed);
   move_list (&ep->freed, failed ? &q->quarantine : &q->released,
              q->cluster_size);
 }
 
+/* The cache calls this: one epoch at a time, with the mutex. */
 static int
 run_epoch_locked (struct qcow2 *q, struct error *e) REQUIRES (q->mutex)
 {
   struct epoch ep = { .freed.items = NULL };
-  uint64_t number = ++q->epochs_started;
   int r;
 
-  q->epoch_running = true;
   r = collect_locked (q, &ep, e);
   if (r == 0) {
     mutex_unlock (&q->mutex);
@@ -254,28 +161,20 @@ run_epoch_locked (struct qcow2 *q, struct error *e) REQUIRES (q->mutex)
     mutex_lock (&q->mutex);
   }
   epoch_end_locked (q, &ep, r == -1);
-  if (r == 0)
-    q->epochs_done = number;
-  q->epoch_running = q->epoch_frees = false;
-  pthread_cond_broadcast (&q->cache.changed);
+  q->epoch_frees = false;
   return r;
 }
 
-/* An epoch that is running has begun too early for the caller: it waits for
- * the next one, which serves all that wait.
- */
 int
-qcow2_epoch_locked (struct qcow2 *q, struct error *e)
+qcow2_run_epoch (void *owner, struct error *e) NO_LOCK_CHECK
 {
-  uint64_t ticket = q->epochs_started + 1;
+  return run_epoch_locked (owner, e);
+}
 
-  while (q->epochs_done < ticket) {
-    if (q->epoch_running)
-      mutex_wait (&q->mutex, &q->cache.changed);
-    else if (run_epoch_locked (q, e) == -1)
-      return -1;
-  }
-  return 0;
+int
+qcow2_epoch_locked (struct qcow2 *q, struct error *e) NO_LOCK_CHECK
+{
+  return slices_epoch_locked (&q->cache, e);
 }
 
 /* ---- release ---- */
@@ -286,7 +185,7 @@ qcow2_epoch_locked (struct qcow2 *q, struct error *e)
  * one of them meanwhile.
  */
 static int
-count_last_locked (struct qcow2 *q, struct table_op *op,
+count_last_locked (struct qcow2 *q, struct slice_op *op,
                    const struct freed *f, uint64_t *nr, struct error *e)
   REQUIRES (q->mutex)
 {
@@ -326,7 +225,7 @@ punch_locked (struct qcow2 *q, uint64_t host, uint64_t nr)
 }
 
 static int
-drop_refcounts_locked (struct qcow2 *q, struct table_op *op,
+drop_refcounts_locked (struct qcow2 *q, struct slice_op *op,
                        const struct freed *f, uint64_t nr, struct error *e)
   REQUIRES (q->mutex)
 {
@@ -348,7 +247,7 @@ static int
 release_some_locked (struct qcow2 *q, struct freed *f, struct error *e)
   REQUIRES (q->mutex)
 {
-  struct table_op op = TABLE_OP_INIT;
+  struct slice_op op = SLICE_OP_INIT;
   uint64_t nr = 0, done;
   const char *what;
   int r;
@@ -409,12 +308,10 @@ qcow2_release_locked (struct qcow2 *q)
 /* ---- flush and close ---- */
 
 static bool
-is_dirty_locked (struct qcow2 *q) REQUIRES (q->mutex)
+is_dirty_locked (struct qcow2 *q) REQUIRES (q->mutex) NO_LOCK_CHECK
 {
-  for (unsigned i = 0; i < NR_SLICE_KINDS; ++i)
-    if (q->cache.nr_dirty[i])
-      return true;
-  return q->quarantine.nr > 0 || q->released.nr > 0;
+  return slices_dirty_locked (&q->cache) || q->quarantine.nr > 0
+    || q->released.nr > 0;
 }
 
 bool
@@ -424,7 +321,7 @@ qcow2_metadata_dirty (struct format *f)
   bool r;
 
   mutex_lock (&q->mutex);
-  r = q->epoch_running || is_dirty_locked (q);
+  r = q->cache.epoch_running || is_dirty_locked (q);
   mutex_unlock (&q->mutex);
   return r;
 }
@@ -446,7 +343,7 @@ qcow2_flush (struct format *f, struct error *e)
   bool data_only;
 
   mutex_lock (&q->mutex);
-  data_only = q->writing && !q->epoch_running && !is_dirty_locked (q);
+  data_only = q->writing && !q->cache.epoch_running && !is_dirty_locked (q);
   if (q->writing && !data_only)
     r = flush_locked (q, e);
   mutex_unlock (&q->mutex);

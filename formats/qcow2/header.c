@@ -492,7 +492,7 @@ qcow2_activate (struct format *f, struct storage *data_file, bool has_backing,
 void
 qcow2_free (struct qcow2 *q)
 {
-  table_cache_free (q);
+  slices_free (&q->cache);
   freed_list_clear (&q->known_free);
   freed_list_clear (&q->quarantine);
   freed_list_clear (&q->released);

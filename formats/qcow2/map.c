@@ -60,7 +60,7 @@ check_l2_offset_locked (struct qcow2 *q, uint64_t guest, uint64_t entry,
 }
 
 int
-qcow2_find_l2_locked (struct qcow2 *q, struct table_op *op,
+qcow2_find_l2_locked (struct qcow2 *q, struct slice_op *op,
                       struct format_view *view, uint64_t guest, uint64_t *l2,
                       bool *owned, struct error *e)
 {
@@ -243,7 +243,7 @@ run_length_locked (struct qcow2 *q, struct slice *s, uint64_t guest,
 }
 
 static int
-map_locked (struct qcow2 *q, struct table_op *op, struct format_view *view,
+map_locked (struct qcow2 *q, struct slice_op *op, struct format_view *view,
             uint64_t guest, uint64_t length, struct mapping *m,
             struct error *e) REQUIRES (q->mutex)
 {
@@ -283,7 +283,7 @@ qcow2_map (struct format *f, struct format_view *view, uint64_t guest,
            uint64_t length, struct mapping *m, struct error *e)
 {
   struct qcow2 *q = to_qcow2 (f);
-  struct table_op op = TABLE_OP_INIT;
+  struct slice_op op = SLICE_OP_INIT;
   int r;
 
   mutex_lock (&q->mutex);

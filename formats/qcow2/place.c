@@ -51,7 +51,7 @@ write_new_l2 (struct qcow2 *q, uint64_t old, uint64_t host, struct error *e)
 }
 
 static int
-set_l1_entry_locked (struct qcow2 *q, struct table_op *op, uint64_t guest,
+set_l1_entry_locked (struct qcow2 *q, struct slice_op *op, uint64_t guest,
                      uint64_t entry, struct error *e) REQUIRES (q->mutex)
 {
   uint64_t host = q->l1_table_offset
@@ -76,7 +76,7 @@ set_l1_entry_locked (struct qcow2 *q, struct table_op *op, uint64_t guest,
  * 1 = *L2 is it; 0 = start over; -1.
  */
 static int
-own_l2_locked (struct qcow2 *q, struct table_op *op, uint64_t guest,
+own_l2_locked (struct qcow2 *q, struct slice_op *op, uint64_t guest,
                uint64_t *l2, struct error *e) REQUIRES (q->mutex)
 {
   uint64_t host, got;
@@ -110,7 +110,7 @@ own_l2_locked (struct qcow2 *q, struct table_op *op, uint64_t guest,
  * dirty.  1, 0, -1.
  */
 static int
-own_slice_locked (struct qcow2 *q, struct table_op *op, uint64_t guest,
+own_slice_locked (struct qcow2 *q, struct slice_op *op, uint64_t guest,
                   struct slice **s, uint8_t **entry, struct error *e)
   REQUIRES (q->mutex)
 {
@@ -256,7 +256,7 @@ must_copy_all (const struct qcow2 *q, struct l2_entry v)
 
 /* New clusters for GUEST's and those behind it, as many as lie side by side. */
 static int
-place_new_locked (struct qcow2 *q, struct table_op *op, const uint8_t *entry,
+place_new_locked (struct qcow2 *q, struct slice_op *op, const uint8_t *entry,
                   uint64_t clusters, uint64_t guest, uint64_t length,
                   struct placement *p, struct error *e) REQUIRES (q->mutex)
 {
@@ -292,7 +292,7 @@ place_new_locked (struct qcow2 *q, struct table_op *op, const uint8_t *entry,
 }
 
 static int
-reserve_locked (struct qcow2 *q, struct table_op *op, uint64_t guest,
+reserve_locked (struct qcow2 *q, struct slice_op *op, uint64_t guest,
                 uint64_t length, struct placement *p, struct error *e)
   REQUIRES (q->mutex)
 {
@@ -322,7 +322,7 @@ qcow2_reserve (struct format *f, uint64_t guest, uint64_t length,
                struct placement *p, struct error *e)
 {
   struct qcow2 *q = to_qcow2 (f);
-  struct table_op op = TABLE_OP_INIT;
+  struct slice_op op = SLICE_OP_INIT;
   int r;
 
   mutex_lock (&q->mutex);
@@ -341,7 +341,7 @@ qcow2_reserve (struct format *f, uint64_t guest, uint64_t length,
  * more.  1, 0, -1.
  */
 static int
-share_pack_cluster_locked (struct qcow2 *q, struct table_op *op, bool *taken,
+share_pack_cluster_locked (struct qcow2 *q, struct slice_op *op, bool *taken,
                            struct error *e) REQUIRES (q->mutex)
 {
   uint64_t cluster = q->pack_offset >> q->cluster_bits, refcount;
@@ -358,7 +358,7 @@ share_pack_cluster_locked (struct qcow2 *q, struct table_op *op, bool *taken,
 
 /* The stream fits into what is left of the cluster that is being filled. */
 static int
-pack_behind_locked (struct qcow2 *q, struct table_op *op, uint64_t length,
+pack_behind_locked (struct qcow2 *q, struct slice_op *op, uint64_t length,
                     uint64_t *host, struct error *e) REQUIRES (q->mutex)
 {
   uint64_t here = q->pack_offset;
@@ -381,7 +381,7 @@ pack_behind_locked (struct qcow2 *q, struct table_op *op, uint64_t length,
  * begins there; the room it leaves in the new one is for the next stream.
  */
 static int
-pack_new_locked (struct qcow2 *q, struct table_op *op, uint64_t length,
+pack_new_locked (struct qcow2 *q, struct slice_op *op, uint64_t length,
                  uint64_t *host, struct error *e) REQUIRES (q->mutex)
 {
   uint64_t cluster, got, here = q->pack_offset;
@@ -408,7 +408,7 @@ pack_new_locked (struct qcow2 *q, struct table_op *op, uint64_t length,
 }
 
 static int
-reserve_packed_locked (struct qcow2 *q, struct table_op *op, uint64_t guest,
+reserve_packed_locked (struct qcow2 *q, struct slice_op *op, uint64_t guest,
                        struct placement *p, struct error *e)
   REQUIRES (q->mutex)
 {
@@ -433,7 +433,7 @@ qcow2_reserve_packed (struct format *f, uint64_t guest,
                       struct error *e)
 {
   struct qcow2 *q = to_qcow2 (f);
-  struct table_op op = TABLE_OP_INIT;
+  struct slice_op op = SLICE_OP_INIT;
   int r;
 
   if (!f->info.can_pack)
@@ -513,7 +513,7 @@ link_cluster_locked (struct qcow2 *q, const struct placement *p,
 }
 
 static int
-link_locked (struct qcow2 *q, struct table_op *op, const struct placement *p,
+link_locked (struct qcow2 *q, struct slice_op *op, const struct placement *p,
              struct error *e) REQUIRES (q->mutex)
 {
   uint64_t n, first = round_down (p->guest, q->cluster_size);
@@ -538,7 +538,7 @@ int
 qcow2_link (struct format *f, const struct placement *p, struct error *e)
 {
   struct qcow2 *q = to_qcow2 (f);
-  struct table_op op = TABLE_OP_INIT;
+  struct slice_op op = SLICE_OP_INIT;
   int r;
 
   if (p->packed && p->host >> (62 - (q->cluster_bits - 8)))
@@ -675,7 +675,7 @@ unmap_possible (const struct qcow2 *q, enum unmap_how how)
  * of our own?  1 = go on; 0, -1.
  */
 static int
-unmap_no_table_locked (struct qcow2 *q, struct table_op *op, uint64_t guest,
+unmap_no_table_locked (struct qcow2 *q, struct slice_op *op, uint64_t guest,
                        uint64_t length, enum unmap_how how, uint64_t *done,
                        struct error *e) REQUIRES (q->mutex)
 {
@@ -722,7 +722,7 @@ unmap_slice_locked (struct qcow2 *q, struct slice *s, uint8_t *entry,
 }
 
 static int
-unmap_locked (struct qcow2 *q, struct table_op *op, uint64_t guest,
+unmap_locked (struct qcow2 *q, struct slice_op *op, uint64_t guest,
               uint64_t length, enum unmap_how how, uint64_t *done,
               struct error *e) REQUIRES (q->mutex)
 {
@@ -751,7 +751,7 @@ qcow2_unmap (struct format *f, uint64_t guest, uint64_t length,
              enum unmap_how how, uint64_t *done, struct error *e)
 {
   struct qcow2 *q = to_qcow2 (f);
-  struct table_op op = TABLE_OP_INIT;
+  struct slice_op op = SLICE_OP_INIT;
   int r;
 
   *done = 0;

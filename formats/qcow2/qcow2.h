@@ -6,7 +6,7 @@
  * Specification: QEMU's docs/interop/qcow2; field names are taken from there.
  *
  *   header.c    header, extensions, feature bits; open, activate, begin_write
- *   table.c     cache of table slices (L1, L2, refcount table and blocks)
+ *   table.c     tables (L1, L2, refcount table and blocks) in their cache
  *   map.c       guest -> host
  *   place.c     reserve, link, abandon, unmap
  *   refcount.c  refcounts, allocation, growth of the refcount table
@@ -49,6 +49,7 @@
 #include "common/error.h"
 #include "common/lock.h"
 #include "formats/format.h"
+#include "formats/slices.h"
 
 /* ---- on disk ---- */
 
@@ -122,52 +123,12 @@ enum {
 #define MAX_REFTABLE_BYTES (8 * MiB)
 #define MAX_SNAPSHOT_TABLE_BYTES (64 * MiB)
 
-/* ---- table cache (table.c) ---- */
+/* ---- tables (table.c, over formats/slices.h) ---- */
 
 enum slice_kind {
   SLICE_L1, SLICE_L2, SLICE_REFTABLE, SLICE_REFBLOCK,
 };
 enum { NR_SLICE_KINDS = 4 };
-
-/* min (4 KiB, cluster) of a table, as it stands on disk (big endian). */
-struct slice {
-  uint64_t host;                /* its place in the image, slice aligned */
-  enum slice_kind kind;
-  bool loading;                 /* being read: wait for cache.changed */
-  bool dirty;                   /* must be written by the next epoch */
-  bool dead;                    /* its table is gone: no lookup finds it, the
-                                   last pin frees it */
-  unsigned pins;                /* operations and epochs that hold it: it is
-                                   not evicted */
-  struct slice *hash_next;
-  struct slice *lru_prev, *lru_next;
-  uint8_t *data;
-};
-
-struct table_cache {
-  uint32_t slice_size;          /* fixed after open */
-  size_t max_slices;            /* fixed after open */
-  size_t nr_buckets;            /* fixed after open; power of 2 */
-  /* guarded by qcow2.mutex: */
-  struct slice **buckets;
-  struct slice *lru_first, *lru_last;   /* first = least recently used */
-  size_t nr_slices;
-  size_t nr_dirty[NR_SLICE_KINDS];
-  unsigned free_tokens;         /* operations that may still start to load */
-  pthread_cond_t changed;       /* a load or an epoch ended, a token is free */
-};
-
-/* One operation's claim on the cache; table_op_end gives it back.  At most
- * TABLE_OP_PINS slices that it had to load stay pinned until then, so that
- * they are still there when the operation starts over.
- */
-enum { TABLE_OP_PINS = 4 };
-struct table_op {
-  struct slice *pinned[TABLE_OP_PINS];
-  unsigned next;               /* the place of the oldest pin */
-  bool token;
-};
-#define TABLE_OP_INIT { .next = 0 }
 
 /* ---- freed clusters ---- */
 
@@ -222,7 +183,7 @@ struct qcow2 {
   uint32_t nb_snapshots;
   uint64_t snapshots_offset, snapshots_length;  /* bytes of the table */
   bool writing;                 /* begin_write was done */
-  struct table_cache cache;
+  struct slice_cache cache;
 
   /* allocation (refcount.c), guarded by mutex */
   uint64_t free_cursor;         /* cluster index from which to search */
@@ -235,9 +196,8 @@ struct qcow2 {
                                    next stream begins a new cluster */
 
   /* write-back (epoch.c), guarded by mutex */
-  bool epoch_running;
-  bool epoch_frees;             /* it has clusters from the quarantine */
-  uint64_t epochs_started, epochs_done;
+  bool epoch_frees;             /* the epoch that runs has clusters from the
+                                   quarantine */
   struct freed_list quarantine; /* dropped, but the disk still refers to it */
   struct freed_list released;   /* the disk does not: refcounts may drop */
   bool releasing;
@@ -284,20 +244,15 @@ extern int qcow2_corrupt_locked (struct qcow2 *q, struct error *e,
 /* ---- table.c ---- */
 extern int table_cache_init (struct qcow2 *q, uint64_t bytes,
                              struct error *e);
-extern void table_cache_free (struct qcow2 *q);
 
 /* The slice that holds byte HOST of the image.  1 = *S is it, valid until the
  * mutex is dropped; 0 = the mutex was dropped meanwhile: start over; -1.
  */
-extern int table_get_locked (struct qcow2 *q, struct table_op *op,
+extern int table_get_locked (struct qcow2 *q, struct slice_op *op,
                              enum slice_kind kind, uint64_t host,
                              struct slice **s, struct error *e)
   REQUIRES (q->mutex);
-extern void table_op_end_locked (struct qcow2 *q, struct table_op *op)
-  REQUIRES (q->mutex);
-
-/* Drop one pin that a caller took by raising s->pins. */
-extern void table_unpin_locked (struct qcow2 *q, struct slice *s)
+extern void table_op_end_locked (struct qcow2 *q, struct slice_op *op)
   REQUIRES (q->mutex);
 
 /* Room for NR more dirty slices?  1 = yes; 0 = an epoch was run and the mutex
@@ -319,7 +274,7 @@ extern bool table_cached_locked (struct qcow2 *q, uint64_t host,
 static inline uint8_t *
 slice_at (const struct qcow2 *q, struct slice *s, uint64_t host)
 {
-  return s->data + (host & (q->cache.slice_size - 1));
+  return slice_byte (&q->cache, s, host);
 }
 
 /* ---- map.c ---- */
@@ -337,7 +292,7 @@ extern int qcow2_map (struct format *f, struct format_view *view,
 /* Where the L2 table for GUEST lies.  *L2 = 0: there is none.  *OWNED: it is
  * ours alone (COPIED), so it may be changed in place.  1, 0, -1 as table_get.
  */
-extern int qcow2_find_l2_locked (struct qcow2 *q, struct table_op *op,
+extern int qcow2_find_l2_locked (struct qcow2 *q, struct slice_op *op,
                                  struct format_view *view, uint64_t guest,
                                  uint64_t *l2, bool *owned, struct error *e)
   REQUIRES (q->mutex);
@@ -389,7 +344,7 @@ refcount_max (const struct qcow2 *q)
 /* Allocate 1..NR clusters that lie side by side, with refcount 1.  FRESH: they
  * read as zeroes and were never used.  1 = done; 0 = start over; -1.
  */
-extern int qcow2_alloc_locked (struct qcow2 *q, struct table_op *op,
+extern int qcow2_alloc_locked (struct qcow2 *q, struct slice_op *op,
                                uint64_t nr, uint64_t *host, uint64_t *got,
                                bool *fresh, struct error *e)
   REQUIRES (q->mutex);
@@ -401,7 +356,7 @@ extern int qcow2_alloc_run (struct qcow2 *q, uint64_t nr, uint64_t *host,
                             struct error *e);
 
 /* Refcount of one cluster (0 where no block says).  1, 0, -1. */
-extern int qcow2_refcount_locked (struct qcow2 *q, struct table_op *op,
+extern int qcow2_refcount_locked (struct qcow2 *q, struct slice_op *op,
                                   uint64_t cluster, uint64_t *refcount,
                                   struct error *e) REQUIRES (q->mutex);
 
@@ -410,7 +365,7 @@ extern uint64_t qcow2_refcounts_left (const struct qcow2 *q,
                                       uint64_t cluster);
 
 /* Add DELTA (1 or -1) to the refcount of one cluster.  1, 0, -1. */
-extern int qcow2_add_refcount_locked (struct qcow2 *q, struct table_op *op,
+extern int qcow2_add_refcount_locked (struct qcow2 *q, struct slice_op *op,
                                       uint64_t cluster, int delta,
                                       struct error *e) REQUIRES (q->mutex);
 
@@ -428,6 +383,7 @@ extern void qcow2_free_locked (struct qcow2 *q, uint64_t host, uint64_t nr)
   REQUIRES (q->mutex);
 
 /* Write everything that is dirty now; drops the mutex. */
+extern int qcow2_run_epoch (void *owner, struct error *e);
 extern int qcow2_epoch_locked (struct qcow2 *q, struct error *e)
   REQUIRES (q->mutex);
 extern void qcow2_release_locked (struct qcow2 *q) REQUIRES (q->mutex);

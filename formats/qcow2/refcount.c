@@ -87,7 +87,7 @@ qcow2_refcounts_left (const struct qcow2 *q, uint64_t cluster)
  * where there is no refcount block (all its clusters are free).
  */
 static int
-find_refcount_locked (struct qcow2 *q, struct table_op *op, uint64_t cluster,
+find_refcount_locked (struct qcow2 *q, struct slice_op *op, uint64_t cluster,
                       struct slice **s, uint64_t *index, struct error *e)
   REQUIRES (q->mutex)
 {
@@ -119,7 +119,7 @@ find_refcount_locked (struct qcow2 *q, struct table_op *op, uint64_t cluster,
 }
 
 int
-qcow2_refcount_locked (struct qcow2 *q, struct table_op *op,
+qcow2_refcount_locked (struct qcow2 *q, struct slice_op *op,
                        uint64_t cluster, uint64_t *refcount, struct error *e)
 {
   struct slice *s;
@@ -132,7 +132,7 @@ qcow2_refcount_locked (struct qcow2 *q, struct table_op *op,
 }
 
 int
-qcow2_add_refcount_locked (struct qcow2 *q, struct table_op *op,
+qcow2_add_refcount_locked (struct qcow2 *q, struct slice_op *op,
                            uint64_t cluster, int delta, struct error *e)
 {
   struct slice *s;
@@ -336,7 +336,7 @@ grow_table_locked (struct qcow2 *q, uint64_t cluster, struct error *e)
  * place before an epoch can write the table entry.
  */
 static int
-add_block_locked (struct qcow2 *q, struct table_op *op, uint64_t cluster,
+add_block_locked (struct qcow2 *q, struct slice_op *op, uint64_t cluster,
                   struct error *e) REQUIRES (q->mutex)
 {
   uint64_t table_host = q->refcount_table_offset
@@ -400,7 +400,7 @@ static int
 find_last_block_locked (struct qcow2 *q, uint64_t *end, struct error *e)
   REQUIRES (q->mutex)
 {
-  struct table_op op = TABLE_OP_INIT;
+  struct slice_op op = SLICE_OP_INIT;
   uint64_t host;
   struct slice *s;
   int r = 1;
@@ -438,7 +438,7 @@ static int
 enter_blocks_locked (struct qcow2 *q, const struct run *run, struct error *e)
   REQUIRES (q->mutex)
 {
-  struct table_op op = TABLE_OP_INIT;
+  struct slice_op op = SLICE_OP_INIT;
   uint64_t first = run->base >> q->refblock_bits, host;
   struct slice *s;
   int r = 1;
@@ -518,7 +518,7 @@ qcow2_alloc_run (struct qcow2 *q, uint64_t nr, uint64_t *host,
 
 /* Give CLUSTER a refcount block.  0 = done, start over; -1. */
 static int
-grow_locked (struct qcow2 *q, struct table_op *op, uint64_t cluster,
+grow_locked (struct qcow2 *q, struct slice_op *op, uint64_t cluster,
              struct error *e) REQUIRES (q->mutex)
 {
   int r;
@@ -556,7 +556,7 @@ take_run_locked (struct qcow2 *q, struct slice *s, uint64_t index,
  * *GOT = 0: the list is empty), 0, -1.
  */
 static int
-alloc_known_locked (struct qcow2 *q, struct table_op *op, uint64_t nr,
+alloc_known_locked (struct qcow2 *q, struct slice_op *op, uint64_t nr,
                     uint64_t *host, uint64_t *got, struct error *e)
   REQUIRES (q->mutex)
 {
@@ -598,7 +598,7 @@ waiting_clusters (const struct qcow2 *q)
  * 0 = start over, -1.
  */
 static int
-reclaim_locked (struct qcow2 *q, struct table_op *op, struct error *e)
+reclaim_locked (struct qcow2 *q, struct slice_op *op, struct error *e)
   REQUIRES (q->mutex)
 {
   table_op_end_locked (q, op);
@@ -614,7 +614,7 @@ reclaim_locked (struct qcow2 *q, struct table_op *op, struct error *e)
 
 /* The storage ends here and cannot grow.  0 = start over, -1 = it is full. */
 static int
-no_space_locked (struct qcow2 *q, struct table_op *op, struct error *e)
+no_space_locked (struct qcow2 *q, struct slice_op *op, struct error *e)
   REQUIRES (q->mutex)
 {
   if (waiting_clusters (q) > 0 || q->epoch_frees || q->releasing)
@@ -638,7 +638,7 @@ check_search_locked (struct qcow2 *q, struct error *e) REQUIRES (q->mutex)
 }
 
 static int
-alloc_search_locked (struct qcow2 *q, struct table_op *op, uint64_t nr,
+alloc_search_locked (struct qcow2 *q, struct slice_op *op, uint64_t nr,
                      uint64_t *host, uint64_t *got, struct error *e)
   REQUIRES (q->mutex)
 {
@@ -670,7 +670,7 @@ alloc_search_locked (struct qcow2 *q, struct table_op *op, uint64_t nr,
 }
 
 int
-qcow2_alloc_locked (struct qcow2 *q, struct table_op *op, uint64_t nr,
+qcow2_alloc_locked (struct qcow2 *q, struct slice_op *op, uint64_t nr,
                     uint64_t *host, uint64_t *got, bool *fresh,
                     struct error *e)
 {
