@@ -94,6 +94,10 @@ harness_open (struct storage *st, const struct format_ops *ops,
 {
   struct image *im = calloc (1, sizeof *im);
 
+  if (!im) {
+    error_nomem (e, "an image", sizeof *im);
+    return NULL;
+  }
   im->name = st->name;
   im->storage = st;
   im->data_file = data_file;
@@ -103,7 +107,7 @@ harness_open (struct storage *st, const struct format_ops *ops,
   gate_init (&im->gate);
   range_locks_init (&im->ranges);
   im->packed = packed_cache_new (1 << 20, e);
-  if (harness_open_format (im, ops, cache_size, e) == -1) {
+  if (!im->packed || harness_open_format (im, ops, cache_size, e) == -1) {
     harness_free (im);
     return NULL;
   }

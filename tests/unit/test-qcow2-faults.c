@@ -1,0 +1,709 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* Request number k of the storage fails, for every k of a small workload, in
+ * each way that requests fail; so does allocation number k of memory.
+ *
+ * The disk below is as mean as a real one.  What was written and not flushed
+ * may be lost; a flush that fails loses some of it for good, though reads still
+ * show it (Linux's page cache) and the next flush would succeed.
+ *
+ * After each failure: no crash; the caller was told; each sector reads as what
+ * was written last, or as something that failed to be; the image has no error
+ * but leaks, as the running driver sees it, after a restart, and after a crash;
+ * what a flush promised is there, and no later flush promises what is lost.
+ *
+ * Every third k only; with -n 1 all, -k KIND one kind.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+
+#include "tests/unit/qcow2-fixture.h"
+
+/* USED: so many sectors more, that are full at first.  3868 are so many that
+ * the refcount table of 4096 clusters must grow.
+ */
+static const struct {
+  struct kind kind;
+  unsigned used;
+} kinds[] = {
+  { { "compat=1.1,cluster_size=512", false, false }, 0 },
+  { { "compat=1.1,cluster_size=512,refcount_bits=64", true, false }, 0 },
+  { { "compat=1.1,cluster_size=512,refcount_bits=64", false, false }, 3868 },
+  { { "compat=1.1,cluster_size=512,refcount_bits=1", false, false }, 0 },
+  { { "compat=0.10,cluster_size=1024", true, false }, 0 },
+  { { "compat=1.1,cluster_size=4096,compression_type=zstd", true, false }, 0 },
+  { { "compat=1.1,cluster_size=16384,extended_l2=on", true, false }, 0 },
+  { { "compat=1.1,cluster_size=4096,data_file=d", false, true }, 0 },
+  { { "compat=1.1,cluster_size=4096,data_file=d,data_file_raw=on", false,
+      true }, 0 },
+};
+enum { NR_KINDS = sizeof kinds / sizeof kinds[0] };
+
+enum failure {
+  FAIL_EIO,                     /* nothing is done */
+  FAIL_SHORT,                   /* the first half is done, then ENOSPC */
+  FAIL_DONE,                    /* all is done, but the answer is an error */
+  FAIL_FOR_GOOD,                /* and everything after it too */
+  FAIL_MEMORY,                  /* not a request, but an allocation */
+  NR_FAILURES,
+};
+static const char *const failure_names[NR_FAILURES] = {
+  "an error", "a short write", "a wrong error", "a disk that is gone",
+  "out of memory",
+};
+
+/* ---- allocations that fail ---- */
+
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
+#define CAN_FAIL_MALLOC false   /* the sanitizer has its own malloc */
+#elif !defined __GLIBC__ || defined __clang__
+#define CAN_FAIL_MALLOC false
+#else
+#define CAN_FAIL_MALLOC true
+#endif
+
+/* Only while the driver runs, not what the test and its storages need. */
+static bool counting;
+static uint64_t nr_allocations, failing_allocation;
+
+#if CAN_FAIL_MALLOC
+extern void *__libc_malloc (size_t);
+extern void *__libc_calloc (size_t, size_t);
+extern void *__libc_realloc (void *, size_t);
+
+static bool
+allocation_fails (void)
+{
+  if (!counting || ++nr_allocations != failing_allocation)
+    return false;
+  errno = ENOMEM;
+  return true;
+}
+
+__attribute__ ((visibility ("default"))) void *
+malloc (size_t size)
+{
+  return allocation_fails () ? NULL : __libc_malloc (size);
+}
+
+__attribute__ ((visibility ("default"))) void *
+calloc (size_t nr, size_t size)
+{
+  return allocation_fails () ? NULL : __libc_calloc (nr, size);
+}
+
+__attribute__ ((visibility ("default"))) void *
+realloc (void *p, size_t size)
+{
+  return allocation_fails () ? NULL : __libc_realloc (p, size);
+}
+#endif
+
+/* ---- a disk that fails ---- */
+
+struct write {
+  uint64_t offset, length;
+  uint8_t *data;                /* owned; NULL = zeroes */
+};
+
+struct disk {
+  struct wrapper wrapper;       /* around what reads show */
+  struct storage *durable;      /* owned */
+  struct write *pending;        /* owned; not flushed yet */
+  size_t nr_pending;
+};
+
+static enum failure failure;
+static uint64_t nr_requests, failing_request, random_state;
+static bool hit, hit_change, flush_failed;
+
+/* Number k, or one after it when the disk is gone. */
+static bool
+request_fails (bool change)
+{
+  if (!counting || failure == FAIL_MEMORY)
+    return false;
+  nr_requests++;
+  if (failing_request == 0 || nr_requests < failing_request
+      || (nr_requests > failing_request && failure != FAIL_FOR_GOOD))
+    return false;
+  hit = true;
+  hit_change = hit_change || change;
+  return true;
+}
+
+static int
+fail (struct error *e)
+{
+    return error_set (e, failure == FAIL_SHORT ? ENOSPC : EIO,
+                    "fault of a test");
+}
+
+static void
+must (int r, const struct error *e)
+{
+  if (r == 0)
+    return;
+  printf ("not ok the test itself: %s\n", e->text);
+  exit (EXIT_FAILURE);
+}
+
+static void
+apply (struct storage *st, const struct write *w)
+{
+  struct error e = ERROR_INIT;
+
+  if (w->data)
+    must (storage_pwrite (st, w->data, w->length, w->offset, 0, &e), &e);
+  else
+    must (storage_zero (st, w->offset, w->length, 0, &e), &e);
+}
+
+/* All of it; or, ODDS out of 4 of it, and the rest is lost. */
+static void
+settle (struct disk *d, unsigned odds)
+{
+  for (size_t i = 0; i < d->nr_pending; ++i) {
+    if (random_below (&random_state, 4) < odds)
+      apply (d->durable, &d->pending[i]);
+    free (d->pending[i].data);
+  }
+  d->nr_pending = 0;
+}
+
+static void
+change (struct disk *d, const void *data, uint64_t length, uint64_t offset)
+{
+  struct write w = { .offset = offset, .length = length };
+  bool was_counting = counting;
+
+  counting = false;
+  if (length) {
+    if (data) {
+      w.data = unit_alloc (length);
+      memcpy (w.data, data, length);
+    }
+    d->pending = realloc (d->pending,
+                          (d->nr_pending + 1) * sizeof d->pending[0]);
+    if (!d->pending)
+      abort ();
+    d->pending[d->nr_pending++] = w;
+    apply (d->wrapper.inner, &w);
+  }
+  counting = was_counting;
+  wrapper_note_growth (&d->wrapper.base);
+}
+
+static int
+disk_change (struct storage *st, const void *data, uint64_t length,
+             uint64_t offset, struct error *e)
+{
+  struct disk *d = (struct disk *) st;
+  bool fails = request_fails (true);
+
+  if (!fails)
+    change (d, data, length, offset);
+  else if (failure == FAIL_SHORT)
+    change (d, data, round_down (length / 2, 512), offset);
+  else if (failure == FAIL_DONE)
+    change (d, data, length, offset);
+  return fails ? fail (e) : 0;
+}
+
+static int
+disk_pwrite (struct storage *st, const void *buf, size_t len, uint64_t offset,
+             unsigned flags, struct error *e)
+{
+  if (disk_change (st, buf, len, offset, e) == -1)
+    return -1;
+  return flags & STORAGE_FUA ? storage_flush (st, e) : 0;
+}
+
+static int
+disk_zero (struct storage *st, uint64_t offset, uint64_t len, unsigned flags,
+           struct error *e)
+{
+  if (disk_change (st, NULL, len, offset, e) == -1)
+    return -1;
+  return flags & STORAGE_FUA ? storage_flush (st, e) : 0;
+}
+
+/* What is trimmed reads as zeroes, or still as before. */
+static int
+disk_trim (struct storage *st, uint64_t offset, uint64_t len, unsigned flags,
+           struct error *e)
+{
+  (void) flags;
+  if (request_fails (false))
+    return fail (e);
+  if (random_below (&random_state, 2))
+    change ((struct disk *) st, NULL, len, offset);
+  return 0;
+}
+
+static int
+disk_pread (struct storage *st, void *buf, size_t len, uint64_t offset,
+            struct error *e)
+{
+  bool was_counting = counting;
+  int r;
+
+  if (request_fails (false))
+    return fail (e);
+  counting = false;
+  r = storage_pread (wrapper_inner (st), buf, len, offset, e);
+  counting = was_counting;
+  return r;
+}
+
+static int
+disk_flush (struct storage *st, struct error *e)
+{
+  bool was_counting = counting;
+  bool fails = request_fails (true);
+
+  counting = false;
+  settle ((struct disk *) st, fails && failure != FAIL_DONE ? 2 : 4);
+  counting = was_counting;
+  flush_failed = flush_failed || fails;
+  return fails ? fail (e) : 0;
+}
+
+/* Only create does it. */
+static int
+disk_truncate (struct storage *st, uint64_t size, struct error *e)
+{
+  struct disk *d = (struct disk *) st;
+
+  settle (d, 4);
+  if (storage_truncate (d->durable, size, e) == -1
+      || storage_truncate (d->wrapper.inner, size, e) == -1)
+    return -1;
+  wrapper_copy_size (st);
+  return 0;
+}
+
+static void
+disk_close (struct storage *st)
+{
+  struct disk *d = (struct disk *) st;
+
+  settle (d, 0);
+  free (d->pending);
+  storage_close (d->durable);
+  wrapper_free (st);
+}
+
+static const struct storage_ops disk_ops = {
+  .driver = "a disk that fails",
+  .close = disk_close,
+  .pread = disk_pread,
+  .pwrite = disk_pwrite,
+  .zero = disk_zero,
+  .trim = disk_trim,
+  .flush = disk_flush,
+  .truncate = disk_truncate,
+  WRAPPER_OPS,
+};
+
+static struct storage *
+new_disk (const char *name)
+{
+  struct error e = ERROR_INIT;
+  struct storage *inner = storage_memory_new (name, 0, &e);
+  struct disk *d;
+
+  must (inner ? 0 : -1, &e);
+  d = wrapper_new (&disk_ops, sizeof *d, inner, &e);
+  must (d ? 0 : -1, &e);
+  d->durable = storage_memory_new (name, 0, &e);
+  must (d->durable ? 0 : -1, &e);
+  return &d->wrapper.base;
+}
+
+/* What a crash leaves; owned by the disk. */
+static struct storage *
+after_crash (struct storage *st)
+{
+  if (!st)
+    return NULL;
+  settle ((struct disk *) st, 2);
+  return ((struct disk *) st)->durable;
+}
+
+/* ---- what each sector may read as ---- */
+
+/* Bit 0 = zeroes, bit n = what operation n wrote, FIRST = as at first. */
+#define FIRST (UINT64_C (1) << 63)
+enum { MAX_OPS = 62 };
+
+struct run {
+  struct fixture f;             /* its storages are disks, and base */
+  uint64_t sectors;
+  uint64_t *now, *durable;      /* [sector]: sets of values */
+  uint8_t *first, *buf;         /* of the disk */
+  bool told;                    /* some call has failed */
+  bool is_large;                /* too large to be read again and again */
+  const char *when;             /* for messages */
+  uint64_t k;
+};
+
+static uint64_t
+value_of (const struct run *r, const uint8_t *p, uint64_t sector)
+{
+  uint64_t set = 0;
+
+  if (memcmp (p, r->first + sector * 512, 512) == 0)
+    set |= FIRST;
+  if (p[0] < MAX_OPS && memcmp (p, p + 1, 511) == 0)
+    set |= UINT64_C (1) << p[0];
+  return set;
+}
+
+static void
+check_sectors (struct run *r, struct image *im, const uint64_t *allowed)
+{
+  struct error e = ERROR_INIT;
+
+  if (image_read (im, r->buf, r->f.size, 0, &e) == -1) {
+    unit_fail (__FILE__, __LINE__, "%s %" PRIu64 ", %s: %s",
+               failure_names[failure], r->k, r->when, e.text);
+    return;
+  }
+  for (uint64_t s = 0; s < r->sectors; ++s) {
+    if (value_of (r, r->buf + s * 512, s) & allowed[s])
+      continue;
+    unit_fail (__FILE__, __LINE__, "%s %" PRIu64 ", %s: sector %" PRIu64
+               " reads as 0x%02x, allowed are %" PRIx64,
+               failure_names[failure], r->k, r->when, s, r->buf[s * 512],
+               allowed[s]);
+    return;
+  }
+}
+
+static void
+check_tables (struct run *r, struct image *im)
+{
+  struct format_check_options o = { .memory = 0 };
+  struct format_check_result c;
+  struct error e = ERROR_INIT;
+
+  memset (&c, 0, sizeof c);
+  if (im->format->ops->check (im->format, &o, &c, &e) == -1 || c.corruptions
+      || c.check_errors || im->format->corrupt_flag)
+    unit_fail (__FILE__, __LINE__, "%s %" PRIu64 ", %s: %" PRIu64
+               " corruptions, %" PRIu64 " errors%s %s",
+               failure_names[failure], r->k, r->when, c.corruptions,
+               c.check_errors,
+               im->format->corrupt_flag ? ", marked corrupt" : "", e.text);
+}
+
+/* ---- the workload ---- */
+
+enum op_type { WRITE, WRITE_FUA, PACKED, ZERO, ZERO_UNMAP, TRIM, FLUSH };
+
+static const struct op {
+  enum op_type type;
+  unsigned sector, nr;          /* of a disk of 512 sectors */
+} ops[] = {
+  { WRITE, 0, 8 }, { WRITE, 3, 40 }, { PACKED, 64, 0 }, { PACKED, 96, 0 },
+  { FLUSH, 0, 0 }, { WRITE, 65, 3 }, { ZERO, 8, 24 }, { ZERO_UNMAP, 0, 32 },
+  { TRIM, 64, 64 }, { WRITE, 256, 70 }, { WRITE_FUA, 1, 2 }, { TRIM, 0, 32 },
+  { WRITE, 300, 33 }, { FLUSH, 0, 0 }, { PACKED, 128, 0 }, { PACKED, 128, 0 },
+  { WRITE, 0, 64 }, { ZERO_UNMAP, 256, 128 }, { WRITE_FUA, 290, 9 },
+  { TRIM, 128, 32 }, { WRITE, 400, 112 }, { FLUSH, 0, 0 }, { WRITE, 5, 250 },
+};
+enum { NR_OPS = sizeof ops / sizeof ops[0], NR_SECTORS = 512 };
+
+static void
+spread (uint64_t *set, uint64_t from, uint64_t nr, uint64_t and, uint64_t or)
+{
+  for (uint64_t s = from; s < from + nr; ++s)
+    set[s] = (set[s] & and) | or;
+}
+
+static int
+call (struct run *r, const struct op *op, uint64_t offset, uint64_t length,
+      uint8_t byte, struct error *e)
+{
+  struct image *im = r->f.im;
+  int result = -1;
+
+  memset (r->buf, byte, length);
+  counting = true;
+  switch (op->type) {
+  case WRITE: case WRITE_FUA:
+    result = image_write (im, r->buf, length, offset,
+                          op->type == WRITE_FUA ? IMAGE_FUA : 0, e);
+    break;
+  case PACKED:
+    result = image_write_packed (im, r->buf, length, offset, e);
+    break;
+  case ZERO: case ZERO_UNMAP:
+    result = image_zero (im, offset, length,
+                         op->type == ZERO ? 0 : IMAGE_MAY_UNMAP, e);
+    break;
+  case TRIM: result = image_trim (im, offset, length, 0, e); break;
+  case FLUSH: result = image_flush (im, e); break;
+  }
+  counting = false;
+  return result;
+}
+
+static void
+note (struct run *r, const struct op *op, uint64_t from, uint64_t nr,
+      uint64_t value, bool ok)
+{
+  bool exact = ok && op->type != TRIM;
+
+  if (op->type == FLUSH) {
+    if (ok)
+      memcpy (r->durable, r->now, r->sectors * sizeof r->now[0]);
+    return;
+  }
+  spread (r->now, from, nr, exact ? 0 : UINT64_MAX, value);
+  spread (r->durable, from, nr,
+          exact && op->type == WRITE_FUA ? 0 : UINT64_MAX, value);
+}
+
+static void
+do_op (struct run *r, unsigned i)
+{
+  const struct op *op = &ops[i];
+  uint64_t from = op->sector, nr = op->nr;
+  bool zero = op->type == ZERO || op->type == ZERO_UNMAP || op->type == TRIM;
+  struct error e = ERROR_INIT;
+  int result;
+
+  if (op->type == PACKED) {
+    if (!r->f.im->format->info.can_pack)
+      return;
+    nr = r->f.im->format->info.cluster_size / 512;
+    from = round_down (from, nr);
+  }
+  result = call (r, op, from * 512, nr * 512, zero ? 0 : (uint8_t) (i + 1),
+                 &e);
+  if (result == -1) {
+    r->told = true;
+    if (e.err == 0 || e.text[0] == '\0')
+      unit_fail (__FILE__, __LINE__, "%s %" PRIu64 ": no reason is given",
+                 failure_names[failure], r->k);
+  }
+  note (r, op, from, nr, UINT64_C (1) << (zero ? 0 : i + 1), result == 0);
+  if (op->type == FLUSH && result == 0 && flush_failed)
+    unit_fail (__FILE__, __LINE__, "%s %" PRIu64 ": a flush succeeds after"
+               " one that failed", failure_names[failure], r->k);
+  if (failure != FAIL_FOR_GOOD && !r->is_large)
+    check_sectors (r, r->f.im, r->now);
+}
+
+/* ---- one run ---- */
+
+static struct image *
+open_counted (struct run *r, struct error *e)
+{
+  struct image *im;
+
+  counting = true;
+  im = harness_open (r->f.top, &format_qcow2, r->f.base_im, r->f.data, true,
+                     1, e);
+  counting = false;
+  return im;
+}
+
+/* A program that opens the image later finds it whole, and can write to it. */
+static void
+judge (struct run *r, struct storage *st, struct storage *data,
+       const uint64_t *allowed, const char *when)
+{
+  struct error e = ERROR_INIT;
+  struct image *im = harness_open (st, &format_qcow2, r->f.base_im, data,
+                                   true, 0, &e);
+
+  r->when = when;
+  if (!im) {
+    unit_fail (__FILE__, __LINE__, "%s %" PRIu64 ", %s: %s",
+               failure_names[failure], r->k, when, e.text);
+    return;
+  }
+  check_sectors (r, im, allowed);
+  check_tables (r, im);
+  memset (r->buf, 0x66, r->f.size);
+  CHECK_OK (image_write (im, r->buf, 40 * 512, 20 * 512, 0, &e), &e);
+  CHECK_OK (image_trim (im, 256 * 512, 64 * 512, 0, &e), &e);
+  CHECK_OK (image_flush (im, &e), &e);
+  check_tables (r, im);
+  CHECK_OK (harness_close (im, &e), &e);
+}
+
+/* What lies behind the sectors of the workload is full at first. */
+static void
+fill_up (struct run *r)
+{
+  uint64_t from = NR_SECTORS * 512, len = r->f.size - from;
+  struct error e = ERROR_INIT;
+  struct image *im = harness_open (r->f.top, &format_qcow2, NULL, NULL, true,
+                                   0, &e);
+
+  must (im ? 0 : -1, &e);
+  memset (r->first + from, 0x65, len);
+  must (image_write (im, r->first + from, len, from, 0, &e), &e);
+  must (harness_close (im, &e), &e);
+}
+
+static void
+set_up (struct run *r, const struct kind *k, unsigned used)
+{
+  struct error e = ERROR_INIT;
+
+  failing_request = failing_allocation = 0;
+  *r = (struct run) {
+    .f = { .kind = k, .size = (NR_SECTORS + used) * 512 },
+    .sectors = NR_SECTORS + used, .is_large = used > 0,
+    .when = "as it runs",
+  };
+  r->first = unit_alloc (r->f.size);
+  r->buf = unit_alloc (r->f.size);
+  r->now = unit_alloc (r->sectors * sizeof r->now[0]);
+  r->durable = unit_alloc (r->sectors * sizeof r->durable[0]);
+  fixture_first_bytes (&r->f, r->first, 0, r->f.size);
+  for (uint64_t s = 0; s < r->sectors; ++s)
+    r->now[s] = r->durable[s] = FIRST;
+  if (k->backing) {
+    r->f.base = new_disk ("base");
+    must (storage_pwrite (r->f.base, r->first, fixture_base_size (&r->f), 0,
+                          0, &e), &e);
+    r->f.base_im = harness_open (r->f.base, &format_raw, NULL, NULL, false,
+                                 0, &e);
+  }
+  r->f.top = new_disk ("top");
+  r->f.data = k->data_file ? new_disk ("data") : NULL;
+  must (harness_create (r->f.top, r->f.size, k->options,
+                        k->backing ? "base" : NULL, r->f.data, &e), &e);
+  must (storage_flush (r->f.top, &e), &e);
+  if (used)
+    fill_up (r);
+  hit = hit_change = flush_failed = false;
+  nr_requests = nr_allocations = 0;
+}
+
+static void
+tear_down (struct run *r)
+{
+  struct error e = ERROR_INIT;
+
+  if (r->f.base_im)
+    harness_close (r->f.base_im, &e);
+  storage_close (r->f.top);
+  storage_close (r->f.base);
+  storage_close (r->f.data);
+  free (r->first);
+  free (r->buf);
+  free (r->now);
+  free (r->durable);
+}
+
+/* A failure that is over: nothing was lost, so a flush can still succeed. */
+static void
+last_flush (struct run *r)
+{
+  struct error e = ERROR_INIT;
+  bool may_succeed = !flush_failed && !(hit && failure == FAIL_FOR_GOOD);
+  int result;
+
+  if (failing_request <= nr_requests || failure == FAIL_MEMORY) {
+    counting = hit;
+    result = image_flush (r->f.im, &e);
+    counting = false;
+    if (result == 0)
+      memcpy (r->durable, r->now, r->sectors * sizeof r->now[0]);
+    if ((result == 0) != may_succeed)
+      unit_fail (__FILE__, __LINE__, "%s %" PRIu64 ": the last flush %s: %s",
+                 failure_names[failure], r->k,
+                 result == 0 ? "succeeds" : "fails", e.text);
+    if (failure != FAIL_FOR_GOOD)
+      check_tables (r, r->f.im);
+    error_clear (&e);
+  }
+}
+
+/* Returns whether request or allocation K was there at all. */
+static bool
+run (const struct kind *kind, unsigned used, uint64_t k)
+{
+  struct error e = ERROR_INIT;
+  bool closed = false;
+  struct run r;
+
+  set_up (&r, kind, used);
+  r.k = k;
+  random_state = k * NR_FAILURES + failure;
+  failing_request = failure == FAIL_MEMORY ? 0 : k;
+  failing_allocation = failure == FAIL_MEMORY ? k : 0;
+  r.f.im = open_counted (&r, &e);
+  if (!r.f.im)
+    r.told = true;
+  for (unsigned i = 0; r.f.im && i < NR_OPS; ++i)
+    do_op (&r, i);
+  if (r.f.im) {
+    last_flush (&r);
+    counting = true;
+    closed = harness_close (r.f.im, &e) == 0;
+    r.told = r.told || !closed;
+    counting = false;
+  }
+  /* What fails for want of space is tried again after a flush. */
+  if (hit_change && !r.told && failure != FAIL_SHORT)
+    unit_fail (__FILE__, __LINE__, "%s %" PRIu64 ": nobody was told",
+               failure_names[failure], k);
+  if (!flush_failed && k % 2)
+    judge (&r, r.f.top, r.f.data, closed ? r.now : r.durable,
+          "after a restart");
+  else
+    judge (&r, after_crash (r.f.top), after_crash (r.f.data), r.durable,
+           "after a crash");
+  tear_down (&r);
+  return failure == FAIL_MEMORY ? nr_allocations >= k : hit;
+}
+
+static void
+test_kind (const struct kind *kind, unsigned used, uint64_t stride)
+{
+  uint64_t k, step = used ? 3 * stride : stride;
+  char name[200];
+
+  for (failure = FAIL_EIO; failure < NR_FAILURES; ++failure) {
+    if (failure == FAIL_MEMORY && !CAN_FAIL_MALLOC)
+      continue;
+    snprintf (name, sizeof name, "%s%s: %s at each moment does no harm",
+              kind->options, used ? ", nearly full" : "",
+              failure_names[failure]);
+    unit_begin (name);
+    for (k = 1; run (kind, used, k) && !unit_bad; k += step)
+      ;
+    printf ("# up to %" PRIu64 "\n", k);
+    CHECK (k > 10);
+  }
+}
+
+int
+main (int argc, char **argv)
+{
+  unsigned only = NR_KINDS;
+  uint64_t stride = 3;
+  int c;
+
+  while ((c = getopt (argc, argv, "n:k:")) != -1)
+    switch (c) {
+    case 'n': stride = strtoull (optarg, NULL, 0); break;
+    case 'k': only = (unsigned) strtoul (optarg, NULL, 0); break;
+    default: return EXIT_FAILURE;
+    }
+  for (unsigned i = 0; i < NR_KINDS; ++i)
+    if (only == NR_KINDS || only == i)
+      test_kind (&kinds[i].kind, kinds[i].used, stride ? stride : 1);
+  return unit_end ();
+}
