@@ -184,6 +184,7 @@ parse_options (const struct format_create_options *opts, struct plan *p,
 
 /* ---- which options go together ---- */
 
+/* In QEMU's order: of several reasons both tell the same one. */
 static int
 needs_version_3 (const struct plan *p, struct error *e)
 {
@@ -193,8 +194,6 @@ needs_version_3 (const struct plan *p, struct error *e)
 
   if (p->version >= 3)
     return 0;
-  if (p->data_file)
-    return error_set (e, EINVAL, "External data files are %s", text);
   if (p->extended_l2)
     return error_set (e, EINVAL, "Extended L2 entries are %s", text);
   if (p->lazy_refcounts)
@@ -202,6 +201,8 @@ needs_version_3 (const struct plan *p, struct error *e)
   if (p->refcount_order != 4)
     return error_set (e, EINVAL, "Refcount widths other than 16 bits are %s",
                       text);
+  if (p->data_file)
+    return error_set (e, EINVAL, "External data files are %s", text);
   if (p->codec != CODEC_DEFLATE)
     return error_set (e, EINVAL, "Compression types other than zlib are %s",
                       text);
@@ -254,12 +255,13 @@ static int
 check_plan (const struct format_create_options *opts, const struct plan *p,
             struct error *e)
 {
-  if (check_data_file (opts, p, e) == -1 || needs_version_3 (p, e) == -1
-      || check_backing (p, e) == -1)
+  if (needs_version_3 (p, e) == -1)
     return -1;
   if (p->extended_l2 && p->cluster_bits < MIN_EXTENDED_CLUSTER_BITS)
     return error_set (e, EINVAL, "Extended L2 entries are only supported with"
                       " cluster sizes of at least 16384 bytes");
+  if (check_data_file (opts, p, e) == -1 || check_backing (p, e) == -1)
+    return -1;
   if (!codec_available (p->codec))
     return error_set (e, ENOTSUP, "compression_type=%s: this build has no such"
                       " codec", codec_name (p->codec));
