@@ -19,14 +19,13 @@ import argparse
 import json
 import os
 import random
-import signal
 import struct
-import subprocess
 import sys
 import threading
 import time
 
 import nbd
+from peers import Server, Wrong, run
 
 SECTOR = 512
 DISK = 32 << 20                 # bytes
@@ -47,10 +46,6 @@ CONFIGS = {
     "data-file": ("qcow2", "data_file=%s.data", None),
     "lazy": ("qcow2", "lazy_refcounts=on", None),
 }
-
-
-class Wrong(Exception):
-    pass
 
 
 def sector_bytes(sector, version):
@@ -171,42 +166,6 @@ class Ledger:
         self.pending.clear()
 
 
-class Server:
-    def __init__(self, args, image, fmt, readonly=False):
-        self.socket = os.path.join(args.dir, "sock")
-        if os.path.exists(self.socket):
-            os.unlink(self.socket)
-        r, w = os.pipe()
-        os.set_inheritable(w, True)
-        argv = ["nbdkit", "-f", "--exit-with-parent", "-U", self.socket,
-                "-P", "/dev/fd/%d" % w, "-t", "4"]
-        if readonly:
-            argv.append("-r")
-        argv += [args.plugin, "file=" + image, "format=" + fmt]
-        env = dict(os.environ)
-        if args.preload:
-            env["LD_PRELOAD"] = args.preload
-        self.process = subprocess.Popen(argv, pass_fds=[w], env=env)
-        os.close(w)
-        if not os.read(r, 32):
-            raise Wrong("nbdkit did not start")
-        os.close(r)
-
-    def connect(self):
-        h = nbd.NBD()
-        h.connect_unix(self.socket)
-        return h
-
-    def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def stop(self):
-        self.process.terminate()
-        if self.process.wait() != 0:
-            raise Wrong("nbdkit ended with %d" % self.process.returncode)
-
-
 def client(server, ledger, seed, stop, counts, failures):
     rnd = random.Random(seed)
     try:
@@ -251,15 +210,6 @@ def one_request(h, ledger, rnd):
         acknowledged = kind != "trim"
     finally:
         ledger.end(start, count, acknowledged, kind == "fua")
-
-
-def run(*argv, ok=(0,)):
-    p = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                       universal_newlines=True)
-    if p.returncode not in ok:
-        raise Wrong("%s: status %d: %s" % (" ".join(argv), p.returncode,
-                                           p.stdout))
-    return p.stdout
 
 
 def make_image(args, name, rnd):
