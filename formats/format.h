@@ -290,6 +290,16 @@ struct format_ops {
   int (*check) (struct format *, const struct format_check_options *,
                 struct format_check_result *, struct error *);
 
+  /* Name another backing file in the image, NULL = none; FORMAT may be NULL
+   * where it is not to be recorded, and only raw can be where the image knows
+   * nothing else (qed).  All that was written before is durable first, then the
+   * header changes: a crash leaves the old name and format, or the new ones.
+   * What the open image reads below itself stays as it is until it is opened
+   * again.  Structural, after begin_write.
+   */
+  int (*set_backing) (struct format *, const char *name, const char *format,
+                      struct error *);
+
   /* Put the members of "format-specific" "data" into OUT, in the order in which
    * qemu-img prints them; NULL = the format has none.
    */

@@ -607,6 +607,7 @@ const struct format_ops format_qcow2 = {
   .metadata_dirty = qcow2_metadata_dirty,
   .resize = qcow2_resize,
   .check = qcow2_check,
+  .set_backing = qcow2_set_backing,
   .info = qcow2_info,
   .snapshots = qcow2_snapshots,
 };

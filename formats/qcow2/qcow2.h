@@ -12,6 +12,7 @@
  *   refcount.c  refcounts, allocation, growth of the refcount table
  *   epoch.c     write-back in order, flush, quarantine, close
  *   resize.c    growing the virtual disk
+ *   backing.c   another backing file
  *   create.c check.c snapshot.c info.c
  *
  * How metadata get to the disk.  Changes collect in the table cache.  An epoch
@@ -398,6 +399,10 @@ extern void freed_list_clear (struct freed_list *l);
 /* ---- resize.c ---- */
 extern int qcow2_resize (struct format *f, uint64_t size, uint64_t zero_until,
                          struct error *e);
+
+/* ---- backing.c ---- */
+extern int qcow2_set_backing (struct format *f, const char *name,
+                              const char *format, struct error *e);
 
 /* ---- create.c, check.c, snapshot.c, info.c ---- */
 extern const struct format_option qcow2_create_options[];

@@ -34,21 +34,31 @@ harness_options (const char *text)
   return o;
 }
 
-/* An empty qcow2 on ST.  BACKING, DATA_FILE: a name, or NULL. */
+/* An empty image on ST.  BACKING, DATA_FILE: a name, or NULL. */
 static inline int
-harness_create (struct storage *st, uint64_t size, const char *options,
-                const char *backing, struct storage *data_file,
-                struct error *e)
+harness_create_format (struct storage *st, const struct format_ops *ops,
+                       uint64_t size, const char *options,
+                       const char *backing, struct storage *data_file,
+                       struct error *e)
 {
   struct format_create_options o = {
     .size = size, .backing_file = backing,
     .backing_format = backing ? "raw" : NULL, .data_file = data_file,
     .options = harness_options (options),
   };
-  int r = format_qcow2.create (st, &o, e);
+  int r = ops->create (st, &o, e);
 
   json_decref (o.options);
   return r;
+}
+
+static inline int
+harness_create (struct storage *st, uint64_t size, const char *options,
+                const char *backing, struct storage *data_file,
+                struct error *e)
+{
+  return harness_create_format (st, &format_qcow2, size, options, backing,
+                                data_file, e);
 }
 
 static inline void
