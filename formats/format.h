@@ -306,6 +306,23 @@ struct format_ops {
   int (*info) (struct format *, json_t *out, struct error *);
   int (*snapshots) (struct format *, struct format_snapshot **, size_t *nr,
                     struct error *);
+
+  /* Structural; NULL = the format has no internal snapshots.  On return all is
+   * durable.  An error before the change is visible leaves the old state, one
+   * after it the new one; space may be leaked.
+   *   create  of the active disk; S says name, date, vm_clock_nsec and icount,
+   *           the driver finds an id
+   *   apply   the active disk becomes the snapshot's, with its size (info.size
+   *           changes); by id, or else by name
+   *   delete  by name, or else by id.  EBUSY while a view of it is open
+   * ENOENT: no such snapshot.
+   */
+  int (*snapshot_create) (struct format *, const struct format_snapshot *s,
+                          struct error *);
+  int (*snapshot_apply) (struct format *, const char *snapshot,
+                         struct error *);
+  int (*snapshot_delete) (struct format *, const char *snapshot,
+                          struct error *);
 };
 
 /* The base of every open format; a driver's struct has it as first member. */

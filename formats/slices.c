@@ -347,6 +347,18 @@ slices_drop_locked (struct slice_cache *c, uint64_t host, uint64_t length)
   }
 }
 
+void
+slices_drop_all_locked (struct slice_cache *c)
+{
+  struct slice *s, *next;
+
+  for (s = c->lru_first; s; s = next) {
+    next = s->lru_next;
+    assert (!s->dirty && s->pins == 0);
+    kill_slice (c, s);
+  }
+}
+
 bool
 slices_cached_locked (struct slice_cache *c, uint64_t host, uint64_t length)
 {

@@ -119,6 +119,10 @@ extern bool slices_dirty_locked (const struct slice_cache *c)
 extern void slices_drop_locked (struct slice_cache *c, uint64_t host,
                                 uint64_t length) REQUIRES (c->mutex);
 
+/* Forget everything; nothing may be dirty or pinned. */
+extern void slices_drop_all_locked (struct slice_cache *c)
+  REQUIRES (c->mutex);
+
 /* Is a slice of a table inside [host, host+length) cached?  Cheap. */
 extern bool slices_cached_locked (struct slice_cache *c, uint64_t host,
                                   uint64_t length) REQUIRES (c->mutex);

@@ -246,6 +246,18 @@ extern int image_extents (struct image *im, uint64_t offset, uint64_t len,
 
 extern int image_resize (struct image *im, uint64_t size, struct error *e);
 
+/* Internal snapshots: as the calls of format_ops.  Guest I/O waits meanwhile;
+ * what it has written is flushed before it has to.  apply changes what the guest
+ * reads, and maybe the size, under its feet.
+ */
+extern int image_snapshot_create (struct image *im,
+                                  const struct format_snapshot *s,
+                                  struct error *e);
+extern int image_snapshot_apply (struct image *im, const char *snapshot,
+                                 struct error *e);
+extern int image_snapshot_delete (struct image *im, const char *snapshot,
+                                  struct error *e);
+
 /* The frozen side of the gate, for structural operations. */
 extern void image_freeze (struct image *im);
 extern void image_thaw (struct image *im);

@@ -610,4 +610,7 @@ const struct format_ops format_qcow2 = {
   .set_backing = qcow2_set_backing,
   .info = qcow2_info,
   .snapshots = qcow2_snapshots,
+  .snapshot_create = qcow2_snapshot_create,
+  .snapshot_apply = qcow2_snapshot_apply,
+  .snapshot_delete = qcow2_snapshot_delete,
 };

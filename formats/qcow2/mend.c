@@ -27,6 +27,7 @@
 
 #include "common/cleanup.h"
 #include "formats/qcow2/check.h"
+#include "formats/qcow2/refs.h"
 
 /* ---- survey ---- */
 
@@ -373,24 +374,6 @@ rebuild (struct checker *c, struct survey *s, struct error *e)
 /* ---- entry point ---- */
 
 static int
-clear_dirty (struct qcow2 *q, struct error *e)
-{
-  uint64_t features = q->incompatible_features & ~INCOMPAT_DIRTY;
-  uint8_t field[8];
-
-  put_be64 (field, features);
-  if (storage_flush (q->format.storage, e) == -1
-      || qcow2_write_header (q, H_INCOMPATIBLE_FEATURES, field, sizeof field,
-                             e) == -1
-      || storage_flush (q->format.storage, e) == -1)
-    return -1;
-  mutex_lock (&q->mutex);
-  q->incompatible_features = features;
-  mutex_unlock (&q->mutex);
-  return 0;
-}
-
-static int
 mend (struct checker *c, struct error *e)
 {
   struct survey s = { .end = 0 };
@@ -403,8 +386,9 @@ mend (struct checker *c, struct error *e)
     : each_window (c, &s, mend_window, e);
 }
 
+/* The COPIED flags come last: they follow from the refcounts. */
 int
-qcow2_mend_dirty (struct qcow2 *q, struct error *e)
+qcow2_mend (struct qcow2 *q, struct error *e)
 {
   struct format_check_result result;
   struct checker c;
@@ -414,8 +398,18 @@ qcow2_mend_dirty (struct qcow2 *q, struct error *e)
   if (r == 0)
     r = mend (&c, e);
   checker_free (&c);
+  if (r == 0 && !(q->incompatible_features & INCOMPAT_DATA_FILE))
+    r = qcow2_rebuild_flags (q, e);
+  return r == -1 ? -1 : storage_flush (q->format.storage, e);
+}
+
+int
+qcow2_mend_dirty (struct qcow2 *q, struct error *e)
+{
+  int r = qcow2_mend (q, e);
+
   if (r == 0)
-    r = clear_dirty (q, e);
+    r = qcow2_clear_dirty (q, e);
   return r == -1 ? error_prefix (e, "%s: the image was not closed cleanly, and"
                                  " its refcounts cannot be rebuilt",
                                  q->format.storage->name) : 0;

@@ -13,7 +13,10 @@
  *   epoch.c     write-back in order, flush, quarantine, close
  *   resize.c    growing the virtual disk
  *   backing.c   another backing file
- *   create.c check.c snapshot.c info.c
+ *   settle.c    what structural operations have in common
+ *   refs.c      the references of one L1 table; refs_verify.c refs_flags.c
+ *   snapshot.c  the snapshot table, views; snapshot_write.c create, apply, delete
+ *   create.c check.c info.c
  *
  * How metadata get to the disk.  Changes collect in the table cache.  An epoch
  * (epoch.c) writes them out:
@@ -184,6 +187,7 @@ struct qcow2 {
   uint32_t nb_snapshots;
   uint64_t snapshots_offset, snapshots_length;  /* bytes of the table */
   bool writing;                 /* begin_write was done */
+  struct format_view *views;    /* that are open; not owned */
   struct slice_cache cache;
 
   /* allocation (refcount.c), guarded by mutex */
@@ -206,6 +210,7 @@ struct qcow2 {
 
 /* An internal snapshot, read-only. */
 struct format_view {
+  struct format_view *next;     /* of all that are open; guarded by mutex */
   uint64_t l1_table_offset;
   uint32_t l1_size;             /* entries */
   uint64_t size;                /* virtual, bytes */
@@ -267,6 +272,9 @@ extern void table_dirty_locked (struct qcow2 *q, struct slice *s)
 /* Forget what is cached of [host, host+length): the table there is gone. */
 extern void table_drop_locked (struct qcow2 *q, uint64_t host,
                                uint64_t length) REQUIRES (q->mutex);
+
+/* Forget everything; nothing may be dirty. */
+extern void table_drop_all_locked (struct qcow2 *q) REQUIRES (q->mutex);
 
 /* Is a slice of a table inside [host, host+length) cached?  Cheap. */
 extern bool table_cached_locked (struct qcow2 *q, uint64_t host,
@@ -396,6 +404,40 @@ extern void freed_list_add (struct freed_list *l, uint64_t host, uint64_t nr,
                             uint64_t cluster_size);
 extern void freed_list_clear (struct freed_list *l);
 
+/* ---- settle.c: for structural operations ---- */
+
+/* All metadata on disk, nothing in a quarantine, the table cache empty: from
+ * here on tables may be changed on the storage itself.
+ */
+extern int qcow2_settle (struct qcow2 *q, struct error *e);
+
+/* CLUSTER became free behind the allocator's back. */
+extern void qcow2_note_free (struct qcow2 *q, uint64_t cluster);
+
+/* As qcow2_write_header, and durable on return; what was flushed before is on
+ * disk earlier.
+ */
+extern int qcow2_switch_header (struct qcow2 *q, uint64_t offset,
+                                const void *buf, size_t len,
+                                struct error *e);
+
+/* Between the two, a crash leaves an image that says that its refcounts and
+ * COPIED flags need to be mended, and everybody does so before the first write.
+ * Version 2 has no such bit: check finds it.
+ */
+extern int qcow2_set_dirty (struct qcow2 *q, struct error *e);
+extern int qcow2_clear_dirty (struct qcow2 *q, struct error *e);
+
+/* An operation failed: refcounts and flags to what the tables say. */
+extern void qcow2_undo (struct qcow2 *q);
+
+/* NR clusters side by side, with refcount 1 in the cache. */
+extern int qcow2_alloc_table (struct qcow2 *q, uint64_t nr, uint64_t *host,
+                              struct error *e);
+
+/* Clusters that nothing on disk refers to. */
+extern void qcow2_give_back (struct qcow2 *q, uint64_t host, uint64_t nr);
+
 /* ---- resize.c ---- */
 extern int qcow2_resize (struct format *f, uint64_t size, uint64_t zero_until,
                          struct error *e);
@@ -418,6 +460,9 @@ extern int qcow2_check (struct format *f,
  * anything else is written; no other call is inside.
  */
 extern int qcow2_mend_dirty (struct qcow2 *q, struct error *e);
+
+/* Refcounts and COPIED flags to what the tables say, durable. */
+extern int qcow2_mend (struct qcow2 *q, struct error *e);
 extern int qcow2_info (struct format *f, json_t *out, struct error *e);
 extern int qcow2_snapshots (struct format *f, struct format_snapshot **list,
                             size_t *nr, struct error *e);
@@ -428,5 +473,14 @@ extern struct format_view *qcow2_open_view (struct format *f,
                                             const char *snapshot,
                                             uint64_t *size, struct error *e);
 extern void qcow2_close_view (struct format *f, struct format_view *view);
+
+/* ---- snapshot_write.c ---- */
+extern int qcow2_snapshot_create (struct format *f,
+                                  const struct format_snapshot *s,
+                                  struct error *e);
+extern int qcow2_snapshot_apply (struct format *f, const char *snapshot,
+                                 struct error *e);
+extern int qcow2_snapshot_delete (struct format *f, const char *snapshot,
+                                  struct error *e);
 
 #endif /* NBDIMG_QCOW2_H */

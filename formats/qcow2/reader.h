@@ -35,6 +35,24 @@ extern const uint8_t *reader_get (struct reader *r, uint64_t host, size_t len,
 
 /* ---- snapshot.c ---- */
 
+/* Offsets in an entry. */
+enum {
+  S_L1_TABLE_OFFSET = 0,
+  S_L1_SIZE = 8,
+  S_ID_LENGTH = 12,
+  S_NAME_LENGTH = 14,
+  S_DATE_SEC = 16,
+  S_DATE_NSEC = 20,
+  S_VM_CLOCK = 24,
+  S_VM_STATE_SIZE = 32,
+  S_EXTRA_SIZE = 36,
+  S_EXTRA = 40,
+  /* in the extra data */
+  X_VM_STATE_SIZE = 0,
+  X_DISK_SIZE = 8,
+  X_ICOUNT = 16,
+};
+
 struct snapshot_entry {
   uint64_t l1_table_offset;     /* not checked */
   uint32_t l1_size;             /* entries, not checked */
@@ -45,6 +63,7 @@ struct snapshot_entry {
   bool incomplete;              /* version 3, and the disk size is missing */
   uint16_t id_length, name_length;
   const char *id, *name;        /* in the reader's buffer, no NUL at the end */
+  uint64_t start, end;          /* bytes of the table; of snapshot_find alone */
 };
 
 struct snapshot_iter {
@@ -62,6 +81,19 @@ extern int snapshot_iter_init (struct snapshot_iter *it, struct qcow2 *q,
 extern int snapshot_iter_next (struct snapshot_iter *it,
                                struct snapshot_entry *s, struct error *e);
 extern void snapshot_iter_free (struct snapshot_iter *it);
+
+/* The snapshot whose id is ID (or whose name, if BY_NAME).  1 = *FOUND is it,
+ * but for the names; 0 = there is none; -1.
+ */
+extern int qcow2_snapshot_find (struct qcow2 *q, const char *id, bool by_name,
+                                struct snapshot_entry *found,
+                                struct error *e);
+
+/* Can the L1 table of S be there, and reach over its disk? */
+extern int qcow2_snapshot_check_l1 (const struct qcow2 *q,
+                                    const char *snapshot,
+                                    const struct snapshot_entry *s,
+                                    struct error *e);
 
 /* ---- bitmap.c ---- */
 

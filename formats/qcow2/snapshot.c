@@ -16,24 +16,6 @@
 
 #include "formats/qcow2/reader.h"
 
-/* Offsets in an entry. */
-enum {
-  S_L1_TABLE_OFFSET = 0,
-  S_L1_SIZE = 8,
-  S_ID_LENGTH = 12,
-  S_NAME_LENGTH = 14,
-  S_DATE_SEC = 16,
-  S_DATE_NSEC = 20,
-  S_VM_CLOCK = 24,
-  S_VM_STATE_SIZE = 32,
-  S_EXTRA_SIZE = 36,
-  S_EXTRA = 40,
-  /* in the extra data */
-  X_VM_STATE_SIZE = 0,
-  X_DISK_SIZE = 8,
-  X_ICOUNT = 16,
-};
-
 /* More than the longest entry: 40 + MAX_SNAPSHOT_EXTRA + 2 * 65535 bytes. */
 #define SNAPSHOT_BUFFER (256 * KiB)
 
@@ -228,30 +210,30 @@ equals (const char *text, const char *p, uint16_t length)
   return strlen (text) == length && memcmp (text, p, length) == 0;
 }
 
-/* The snapshot whose id is ID (or whose name, if BY_NAME).  1 = *FOUND is it,
- * 0 = there is none, -1.
- */
-static int
-find_snapshot (struct qcow2 *q, const char *id, bool by_name,
-               struct snapshot_entry *found, struct error *e)
+int
+qcow2_snapshot_find (struct qcow2 *q, const char *id, bool by_name,
+                     struct snapshot_entry *found, struct error *e)
 {
   struct snapshot_iter it;
   int r;
 
   if (snapshot_iter_init (&it, q, e) == -1)
     return -1;
-  while ((r = snapshot_iter_next (&it, found, e)) == 1)
-    if (by_name ? equals (id, found->name, found->name_length)
-        : equals (id, found->id, found->id_length))
-      break;
+  found->end = 0;
+  do {
+    found->start = found->end;
+    r = snapshot_iter_next (&it, found, e);
+    found->end = it.length;
+  } while (r == 1 && !(by_name ? equals (id, found->name, found->name_length)
+                       : equals (id, found->id, found->id_length)));
   snapshot_iter_free (&it);
   found->id = found->name = NULL;
   return r;
 }
 
-static int
-check_view (const struct qcow2 *q, const char *snapshot,
-            const struct snapshot_entry *s, struct error *e)
+int
+qcow2_snapshot_check_l1 (const struct qcow2 *q, const char *snapshot,
+                         const struct snapshot_entry *s, struct error *e)
 {
   uint64_t bytes = (uint64_t) s->l1_size * 8, needed;
   uint64_t file = round_up (storage_size (q->format.storage),
@@ -284,14 +266,14 @@ qcow2_open_view (struct format *f, const char *snapshot, uint64_t *size,
   struct qcow2 *q = to_qcow2 (f);
   struct snapshot_entry s;
   struct format_view *view;
-  int r = find_snapshot (q, snapshot, false, &s, e);
+  int r = qcow2_snapshot_find (q, snapshot, false, &s, e);
 
   if (r == 0)
-    r = find_snapshot (q, snapshot, true, &s, e);
+    r = qcow2_snapshot_find (q, snapshot, true, &s, e);
   if (r == 0)
     error_set (e, ENOENT, "no snapshot has the id or the name '%s'",
                snapshot);
-  if (r != 1 || check_view (q, snapshot, &s, e) == -1)
+  if (r != 1 || qcow2_snapshot_check_l1 (q, snapshot, &s, e) == -1)
     return NULL;
   view = malloc (sizeof *view);
   if (!view) {
@@ -301,12 +283,23 @@ qcow2_open_view (struct format *f, const char *snapshot, uint64_t *size,
   view->l1_table_offset = s.l1_table_offset;
   view->l1_size = s.l1_size;
   view->size = *size = s.disk_size;
+  mutex_lock (&q->mutex);
+  view->next = q->views;
+  q->views = view;
+  mutex_unlock (&q->mutex);
   return view;
 }
 
 void
 qcow2_close_view (struct format *f, struct format_view *view)
 {
-  (void) f;
+  struct qcow2 *q = to_qcow2 (f);
+  struct format_view **link = &q->views;
+
+  mutex_lock (&q->mutex);
+  while (*link != view)
+    link = &(*link)->next;
+  *link = view->next;
+  mutex_unlock (&q->mutex);
   free (view);
 }

@@ -69,6 +69,12 @@ table_drop_locked (struct qcow2 *q, uint64_t host, uint64_t length)
   slices_drop_locked (&q->cache, host, length);
 }
 
+void
+table_drop_all_locked (struct qcow2 *q) NO_LOCK_CHECK
+{
+  slices_drop_all_locked (&q->cache);
+}
+
 bool
 table_cached_locked (struct qcow2 *q, uint64_t host, uint64_t length)
   NO_LOCK_CHECK
