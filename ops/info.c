@@ -44,58 +44,19 @@ put_number (json_t *object, const char *key, uint64_t n, struct error *e)
   return put (object, key, json_integer ((json_int_t) n), e);
 }
 
-/* ---- snapshots ---- */
-
 static int
-describe_snapshot (json_t *o, const struct format_snapshot *s,
-                   struct error *e)
+describe_snapshots (struct image *im, json_t *info, struct error *e)
 {
-  const uint64_t second = 1000000000;
-
-  if (put_text (o, "id", s->id, e) == -1
-      || put_text (o, "name", s->name, e) == -1
-      || put_number (o, "vm-state-size", s->vm_state_size, e) == -1
-      || put_number (o, "date-sec", s->date_sec, e) == -1
-      || put_number (o, "date-nsec", s->date_nsec, e) == -1
-      || put_number (o, "vm-clock-sec", s->vm_clock_nsec / second, e) == -1
-      || put_number (o, "vm-clock-nsec", s->vm_clock_nsec % second, e) == -1)
-    return -1;
-  return s->icount == UINT64_MAX ? 0 : put_number (o, "icount", s->icount, e);
-}
-
-static int
-append_snapshots (json_t *array, const struct format_snapshot *s, size_t nr,
-                  struct error *e)
-{
-  for (size_t i = 0; i < nr; ++i) {
-    json_t *o = json_object ();
-
-    if (json_array_append_new (array, o) == -1)
-      return error_nomem (e, "a snapshot", sizeof *s);
-    if (describe_snapshot (o, &s[i], e) == -1)
-      return -1;
-  }
-  return 0;
-}
-
-static int
-describe_snapshots (const struct image *im, json_t *info, struct error *e)
-{
-  struct format_snapshot *snapshots = NULL;
-  json_t *array;
-  size_t nr = 0;
-  int r;
+  json_t *list;
 
   if (!im->format->ops->snapshots)
     return 0;
-  if (im->format->ops->snapshots (im->format, &snapshots, &nr, e) == -1)
+  if (op_snapshot_list (im, &list, e) == -1)
     return -1;
-  array = nr ? json_array () : NULL;
-  r = nr ? put (info, "snapshots", array, e) : 0;
-  if (r == 0)
-    r = append_snapshots (array, snapshots, nr, e);
-  format_snapshots_free (snapshots, nr);
-  return r;
+  if (json_array_size (list) > 0)
+    return put (info, "snapshots", list, e);
+  json_decref (list);
+  return 0;
 }
 
 /* ---- one layer ---- */
@@ -172,7 +133,7 @@ describe_state (const struct image *im, json_t *info, struct error *e)
 }
 
 static int
-describe (const struct image *im, json_t *info, struct error *e)
+describe (struct image *im, json_t *info, struct error *e)
 {
   const struct format *f = im->format;
 
@@ -215,7 +176,7 @@ open_image (const struct info_opts *opts, struct error *e)
 }
 
 static int
-describe_chain (const struct image *im, json_t *array, struct op_ctx *ctx,
+describe_chain (struct image *im, json_t *array, struct op_ctx *ctx,
                 struct error *e)
 {
   for (; im; im = im->backing) {

@@ -143,6 +143,23 @@ extern int op_compare (struct image *a, struct image *b,
                        struct compare_result *result, struct op_ctx *ctx,
                        struct error *e);
 
+/* ---- snapshot ---- */
+
+/* LIST: an array of objects with the keys of "snapshots" in qemu-img info
+ * --output=json, empty for a format that has none; owned by the caller.
+ */
+extern int op_snapshot_list (struct image *im, json_t **list,
+                             struct error *e);
+
+enum snapshot_verb { SNAPSHOT_CREATE, SNAPSHOT_APPLY, SNAPSHOT_DELETE };
+struct snapshot_opts {
+  enum snapshot_verb verb;
+  const char *name;             /* of the new one; or name or id */
+};
+/* ENOENT: no such snapshot.  ENOTSUP: the image can have none. */
+extern int op_snapshot (struct image *im, const struct snapshot_opts *opts,
+                        struct op_ctx *ctx, struct error *e);
+
 /* ---- convert ---- */
 
 struct convert_opts {

@@ -15,7 +15,7 @@ complete_line () {
 }
 
 # Those that are built.
-commands='check compare convert create info io map serve'
+commands='check compare convert create info io map serve snapshot'
 
 @test "commands, files and the words of options are offered" {
   touch disk.qcow2 disk.raw

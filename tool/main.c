@@ -41,7 +41,7 @@ static const struct command commands[] = {
   { "rebase", NULL, "change the backing file of an image" },
   { "resize", NULL, "change the size of an image" },
   { "serve", cmd_serve, "serve an image over NBD" },
-  { "snapshot", NULL, "manage internal snapshots" },
+  { "snapshot", cmd_snapshot, "manage internal snapshots" },
 };
 
 enum { NR_COMMANDS = sizeof commands / sizeof commands[0] };

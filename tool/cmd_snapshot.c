@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* nbdimg snapshot: see nbdimg-snapshot(1).  Layer: tool.  No locking: one
+ * thread.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+
+#include "tool/tool.h"
+
+static const char usage[] =
+"snapshot [--image-opts] [-f fmt] [-U] [-q] [-l | -a snapshot | -c snapshot | "
+"-d snapshot]\n         filename\n"
+"List, make, go back to, or remove the internal snapshots of an image.\n"
+"\n"
+"  -l, --list            list them; what is done when nothing else is asked\n"
+"  -c, --create=NAME     make one of the disk as it is now\n"
+"  -a, --apply=NAME      make the disk what it was then; NAME or ID\n"
+"  -d, --delete=NAME     remove one; NAME or ID\n"
+"  -f, --format=FMT      the image's format; without it the content decides\n"
+"      --image-opts      filename is key=value,...\n"
+"  -U, --force-share     list also while another program writes to it\n"
+"  -q, --quiet           print nothing but errors and the list\n"
+"  -h, --help   -V, --version\n";
+
+static const struct option options[] = {
+  TOOL_LONG_OPTIONS,
+  { "list", no_argument, NULL, 'l' },
+  { "create", required_argument, NULL, 'c' },
+  { "apply", required_argument, NULL, 'a' },
+  { "delete", required_argument, NULL, 'd' },
+  { "format", required_argument, NULL, 'f' },
+  { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
+  { "force-share", no_argument, NULL, 'U' },
+  { "quiet", no_argument, NULL, 'q' },
+  { NULL, 0, NULL, 0 },
+};
+
+struct request {
+  struct tool_image image;
+  struct snapshot_opts opts;
+  int action;                   /* its letter, 0 = none was given */
+};
+
+static int
+set_action (struct request *rq, int letter)
+{
+  if (rq->action) {
+    tool_misuse ("Cannot mix '-l', '-a', '-c', '-d'");
+    return -1;
+  }
+  rq->action = letter;
+  rq->opts.name = optarg;
+  rq->opts.verb = letter == 'c' ? SNAPSHOT_CREATE
+    : letter == 'a' ? SNAPSHOT_APPLY : SNAPSHOT_DELETE;
+  return 0;
+}
+
+static int
+set_option (struct request *rq, int option)
+{
+  switch (option) {
+  case 'l': case 'c': case 'a': case 'd': return set_action (rq, option);
+  case 'f': rq->image.format = optarg; return 0;
+  case 'U': rq->image.open.force_share = true; return 0;
+  case 'q': return 0;           /* there is nothing to leave out */
+  case TOOL_OPT_IMAGE_OPTS: rq->image.image_opts = true; return 0;
+  }
+  return -1;
+}
+
+static int
+parse (struct tool_args *args, struct request *rq)
+{
+  int option;
+
+  while ((option = tool_getopt (args)) != -1) {
+    if (option == TOOL_STOP)
+      return -1;
+    args->status = 1;
+    if (set_option (rq, option) == -1)
+      return -1;
+  }
+  if (optind + 1 != args->argc) {
+    args->status = tool_misuse ("Expecting one image file name");
+    return -1;
+  }
+  rq->image.name = args->argv[optind];
+  return tool_check_image (&rq->image);
+}
+
+/* ---- */
+
+static int
+list (struct image *im)
+{
+  struct error e = ERROR_INIT;
+  json_t *snapshots;
+
+  if (op_snapshot_list (im, &snapshots, &e) == -1)
+    return tool_fail (&e);
+  if (json_array_size (snapshots) > 0)
+    print_snapshots (snapshots);
+  json_decref (snapshots);
+  return 0;
+}
+
+/* qemu-img's words, and then the reason, where it has a number or none. */
+static int
+fail (const struct request *rq, const struct error *e)
+{
+  const char *name = rq->opts.name;
+  const char *why = tool_without_name (rq->image.name, e);
+
+  switch (rq->opts.verb) {
+  case SNAPSHOT_CREATE:
+    tool_error ("Could not create snapshot '%s': %s", name, why);
+    break;
+  case SNAPSHOT_APPLY:
+    tool_error ("Could not apply snapshot '%s': %s", name, e->err == ENOENT
+                ? "Failed to load snapshot: No such file or directory" : why);
+    break;
+  case SNAPSHOT_DELETE:
+    tool_error ("Could not delete snapshot '%s': %s", name,
+                e->err == ENOENT ? "snapshot not found" : why);
+    break;
+  }
+  return 1;
+}
+
+static int
+run (const struct request *rq, struct image *im)
+{
+  struct op_ctx ctx = { .cancel = tool_catch_signals (NULL) };
+  struct error e = ERROR_INIT;
+
+  if (rq->action == 0 || rq->action == 'l')
+    return list (im);
+  return op_snapshot (im, &rq->opts, &ctx, &e) == 0 ? 0 : fail (rq, &e);
+}
+
+int
+cmd_snapshot (int argc, char **argv)
+{
+  struct tool_args args = {
+    .argc = argc, .argv = argv, .letters = "la:c:d:f:Uq", .options = options,
+    .usage = usage,
+  };
+  struct request rq = { .action = 0 };
+  struct image *im;
+  int status;
+
+  if (parse (&args, &rq) == -1)
+    return args.status;
+  rq.image.open.writable = rq.action != 0 && rq.action != 'l';
+  rq.image.open.discard = true;
+  rq.image.open.no_backing = true;
+  im = tool_open (&rq.image);
+  if (!im)
+    return 1;
+  status = run (&rq, im);
+  return tool_close (im) == -1 ? 1 : status;
+}
