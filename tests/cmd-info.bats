@@ -210,7 +210,7 @@ make_images () {
 
 @test "commands and objects that are not built yet are refused by name" {
   qemu-img create -q raw.img 1M
-  for c in amend bench bitmap commit dd measure rebase resize snapshot; do
+  for c in amend bench bitmap commit dd measure rebase resize; do
     expect_error 1 "'$c' is not built yet" "$NBDIMG" $c raw.img
   done
   expect_error 1 "--object secret is not built yet" \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bats
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright the nbdimg developers.
-# shellcheck disable=SC2154
+# shellcheck disable=SC2154,SC2034
 
 # nbdimg snapshot, beside qemu-img.
 

@@ -15,7 +15,7 @@
  *   backing.c   another backing file
  *   settle.c    what structural operations have in common
  *   refs.c      the references of one L1 table; refs_verify.c refs_flags.c
- *   snapshot.c  the snapshot table, views; snapshot_write.c create, apply, delete
+ *   snapshot.c  the snapshot table, views; snapshot_write.c changes
  *   create.c check.c info.c
  *
  * How metadata get to the disk.  Changes collect in the table cache.  An epoch

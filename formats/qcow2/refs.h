@@ -8,8 +8,8 @@
  * Everything is done in passes over whole tables, read ahead and written in
  * large pieces, straight on the storage.  References are counted first, in
  * bounded memory (refmap.h), so that each refcount block is read and written
- * once, wherever its clusters are referred from.  A disk whose counts do not fit
- * the memory is done in windows, and its L2 tables are read once for each.
+ * once, wherever its clusters are referred from.  A disk whose counts do not
+ * fit the memory is done in windows, and its L2 tables are read once for each.
  *
  * Locking: structural; no other call is inside, nothing is dirty in the table
  * cache and nothing in it is used (qcow2_settle).
@@ -32,7 +32,7 @@ struct l1_refs {
 
   struct refmap map;            /* of the window: counts, or, after
                                    refs_change with KEEP, refcounts (refs_of) */
-  bool counted;                 /* one window is enough, and MAP has its counts */
+  bool counted;                 /* one window is enough, MAP has its counts */
 };
 
 /* Read the L1 table and look at each entry: places that are not in the file,
@@ -52,15 +52,15 @@ extern int refs_each_window (struct l1_refs *r,
 struct refs_change {
   int delta;                    /* references that each counted one adds: 1, 0,
                                    -1 */
-  bool write;                   /* false: only find out whether it can be done */
+  bool write;                   /* false: only find out if it can be done */
   bool keep;                    /* leave the new refcounts in the map */
-  bool punch;                   /* what becomes free is punched out of the file */
+  bool punch;                   /* what becomes free leaves the file, too */
   uint64_t first_free;          /* result: first cluster that became free, or
                                    UINT64_MAX */
 };
 
-/* Change the refcounts of the window.  Errors: EIO, the refcounts contradict the
- * tables; EOVERFLOW, they cannot become larger.
+/* Change the refcounts of the window.  Errors: EIO, the refcounts contradict
+ * the tables; EOVERFLOW, they cannot become larger.
  */
 extern int refs_change (struct l1_refs *r, struct refs_change *c,
                         struct error *e);

@@ -4,8 +4,9 @@
 /* COPIED flags of the active tables: see refs.h.  Layer: formats.
  * Locking: structural.  Specification: bit 63 of L1 and L2 table entries.
  *
- * Tables are changed in place.  A flag that is missing costs a copy; one that is
- * set on a cluster with more than one reference lets a write reach a snapshot.
+ * Tables are changed in place.  A flag that is missing costs a copy; one that
+ * is set on a cluster with more than one reference lets a write reach a
+ * snapshot.
  * So flags are cleared before the second reference counts, and set after it is
  * gone.
  */

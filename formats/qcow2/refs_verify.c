@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* What must be true before references are given or taken: see refs.h.  A damaged
- * or hostile image must not lose what it has of good tables and data.
+/* What must be true before references are given or taken: see refs.h.  A
+ * damaged or hostile image must not lose what it has of good tables and data.
  * Layer: formats.  Locking: structural.
  */
 
@@ -91,8 +91,8 @@ must_stay (const struct l1_refs *r, uint64_t host, uint64_t length,
     return 0;
   for (uint64_t c = host >> bits; c <= (host + length - 1) >> bits; ++c)
     if (refs_of (r, c) == 0)
-      return error_set (e, EIO, "the cluster at 0x%" PRIx64 " would become free,"
-                        " but %s is there; check and repair the image",
+      return error_set (e, EIO, "the cluster at 0x%" PRIx64 " would become"
+                        " free, but %s is there; check and repair the image",
                         c << bits, what);
   return 0;
 }

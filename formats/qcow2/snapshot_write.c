@@ -352,8 +352,8 @@ qcow2_snapshot_create (struct format *f, const struct format_snapshot *s,
 /* ---- find ---- */
 
 /* NAME is looked for as a name and as an id, in this order if NAME_FIRST.
- * apply takes the id first, as QEMU does; delete, which QEMU does by name alone,
- * the name, so that it never takes another one than QEMU would.
+ * apply takes the id first, as QEMU does; delete, which QEMU does by name
+ * alone, the name, so that it never takes another one than QEMU would.
  */
 static int
 find (struct qcow2 *q, const char *name, bool name_first,
@@ -388,8 +388,8 @@ cut_entry (struct qcow2 *q, const struct snapshot_entry *s,
 }
 
 static int
-drop_snapshot (struct qcow2 *q, struct l1_refs *snapshot, struct l1_refs *active,
-         struct error *e)
+drop_snapshot (struct qcow2 *q, struct l1_refs *snapshot,
+               struct l1_refs *active, struct error *e)
 {
   if (refs_each_window (snapshot, drop_refs, active, e) == 0
       && storage_flush (q->format.storage, e) == 0

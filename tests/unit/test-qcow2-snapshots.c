@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* Internal snapshots against plain arrays, on every kind of image, and with each
- * request of each operation failing.
+/* Internal snapshots against plain arrays, on every kind of image, with each
+ * request of each operation failing, and with a crash after each.
  */
 
 #include <config.h>
