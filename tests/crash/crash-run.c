@@ -3,11 +3,11 @@
 
 /* Run a random workload with our driver on a recording storage: see crash.h.
  *
- *   crash-run [-p] [-c] [-D] -s SEED -n OPS -t THREADS DIR
+ *   crash-run [-p] [-c] [-D] [-e NUMBER] -s SEED -n OPS -t THREADS DIR
  *
- * -p only prints the operations (for qemu-run); -c with compressed writes, -D
- * with trims.  DIR has image, and may have base (raw) and data (external data
- * file).
+ * -e runs the sequence of that NUMBER (crash.h) instead of random operations.
+ * -p only prints them (for qemu-run); -c with compressed writes, -D with trims.
+ * DIR has image, and may have base (raw) and data (external data file).
  */
 
 #include <config.h>
@@ -24,6 +24,8 @@ struct run {
   uint64_t seed;
   unsigned nr_ops, nr_threads;
   bool packed, discard, print;
+  bool is_sequence;             /* number: which */
+  unsigned number;
   struct image *im;
   FILE *ledger;
   pthread_mutex_t mutex;        /* of the ledger */
@@ -92,8 +94,9 @@ write_op (struct run *r, const struct op *op, struct error *e)
   if (op->type == OP_PACKED)
     image_write_packed (r->im, buf, op->length, op->offset, e);
   else
-    image_write (r->im, buf, op->length, op->offset, 0, e);
-  note (r, 'W', submit, op, op->byte);
+    image_write (r->im, buf, op->length, op->offset,
+                 op->type == OP_WRITE_FUA ? IMAGE_FUA : 0, e);
+  note (r, op->type == OP_WRITE_FUA ? 'U' : 'W', submit, op, op->byte);
   free (buf);
 }
 
@@ -105,6 +108,7 @@ do_op (struct run *r, const struct op *op)
 
   switch (op->type) {
   case OP_WRITE:
+  case OP_WRITE_FUA:
   case OP_PACKED:
     write_op (r, op, &e);
     break;
@@ -131,7 +135,7 @@ static void
 print_op (const struct op *op)
 {
   static const char *const names[] = {
-    "write", "zero", "zero-unmap", "trim", "packed", "flush",
+    "write", "write-fua", "zero", "zero-unmap", "trim", "packed", "flush",
   };
 
   printf ("%s %" PRIu64 " %" PRIu64 " %u\n", names[op->type], op->offset,
@@ -146,7 +150,8 @@ work (void *arg)
   struct op op;
 
   for (unsigned i = 0; i < w->run->nr_ops; ++i) {
-    op = random_op (&w->t, &w->rnd, byte);
+    op = w->run->is_sequence ? sequence_op (&w->t, w->run->number, i)
+      : random_op (&w->t, &w->rnd, byte);
     byte = byte == w->last_byte ? w->first_byte : (uint8_t) (byte + 1);
     if (w->run->print)
       print_op (&op);
@@ -172,7 +177,7 @@ set_up_worker (struct worker *w, struct run *r, unsigned i)
   };
   if (r->nr_threads > 1) {
     /* Three and a half clusters each: neighbours share a cluster. */
-    w->t.chunk = cluster * 7 / 2;
+    w->t.chunk = round_up (cluster * 7 / 2, SECTOR_SIZE);
     w->t.step = w->t.chunk * r->nr_threads;
     w->t.start = w->t.chunk * i;
     if (w->t.step > w->t.size)
@@ -250,8 +255,12 @@ main (int argc, char **argv)
   int c;
 
   pthread_mutex_init (&r.mutex, NULL);
-  while ((c = getopt (argc, argv, "pcDs:n:t:")) != -1)
+  while ((c = getopt (argc, argv, "pcDe:s:n:t:")) != -1)
     switch (c) {
+    case 'e':
+      r.is_sequence = true;
+      r.number = (unsigned) strtoul (optarg, NULL, 0);
+      break;
     case 'p': r.print = true; break;
     case 'c': r.packed = true; break;
     case 'D': r.discard = true; break;
@@ -261,7 +270,10 @@ main (int argc, char **argv)
     default: return 2;
     }
   if (optind != argc - 1 || r.nr_threads < 1 || r.nr_threads > 16)
-    die ("usage", "crash-run [-p] [-c] [-D] -s SEED -n OPS -t THREADS DIR");
+    die ("usage", "crash-run [-p] [-c] [-D] [-e NUMBER] -s SEED -n OPS"
+         " -t THREADS DIR");
+  if (r.is_sequence)
+    r.nr_ops = SEQUENCE;
   r.dir = argv[optind];
   run (&r);
   return 0;

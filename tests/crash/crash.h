@@ -14,8 +14,8 @@
  * made it (1..250), 0 = zeroes, BASE_BYTE = the first content.
  *
  * A ledger has one line for each guest operation:
- *   W|Z|T|F  submit  done  offset  length  byte
- * (write, zero, trim, flush), on the clock of the log.
+ *   W|U|Z|T|F  submit  done  offset  length  byte
+ * (write, write with FUA, zero, trim, flush), on the clock of the log.
  */
 
 #ifndef NBDIMG_CRASH_H
@@ -64,7 +64,7 @@ next_random (uint64_t *state)
 static inline uint8_t *
 load (const char *dir, const char *name, size_t *size)
 {
-  char path[4096];
+  char path[8192];
   struct stat st;
   uint8_t *buf;
   FILE *fp;
@@ -85,8 +85,8 @@ load (const char *dir, const char *name, size_t *size)
 
 /* ---- the workload ---- */
 
-enum op_type { OP_WRITE, OP_ZERO, OP_ZERO_UNMAP, OP_TRIM, OP_PACKED,
-               OP_FLUSH };
+enum op_type { OP_WRITE, OP_WRITE_FUA, OP_ZERO, OP_ZERO_UNMAP, OP_TRIM,
+               OP_PACKED, OP_FLUSH };
 
 struct op {
   enum op_type type;
@@ -133,7 +133,7 @@ random_op (const struct territory *t, uint64_t *rnd, uint8_t byte)
 
   random_range (t, rnd, &op);
   if (what < 50)
-    op.type = OP_WRITE;
+    op.type = what < 6 ? OP_WRITE_FUA : OP_WRITE;
   else if (what < 58)
     op.type = OP_ZERO;
   else if (what < 66)
@@ -150,6 +150,40 @@ random_op (const struct territory *t, uint64_t *rnd, uint8_t byte)
     op.type = OP_WRITE;
   else
     op.type = OP_FLUSH;
+  return op;
+}
+
+/* Every sequence of three of these operations, by its number: around the first
+ * cluster of the disk that is full at first (EDGE), and the empty one before.
+ */
+enum { ALPHABET = 10, SEQUENCE = 3, NR_SEQUENCES = 1000 };
+#define EDGE UINT64_C (131072)
+
+static inline struct op
+sequence_op (const struct territory *t, unsigned number, unsigned i)
+{
+  uint64_t cs = t->cluster, part = max_u64 (cs / 4, SECTOR_SIZE);
+  uint64_t half = cs < 2 * SECTOR_SIZE ? cs : cs / 2;
+  const struct op alphabet[ALPHABET] = {
+    { .type = OP_FLUSH },
+    { .type = OP_WRITE, .offset = EDGE, .length = cs },
+    { .type = OP_WRITE, .offset = EDGE - part, .length = part },
+    { .type = OP_WRITE, .offset = EDGE - half, .length = 2 * half },
+    { .type = OP_WRITE, .offset = t->size - cs, .length = cs },
+    { .type = OP_WRITE_FUA, .offset = EDGE - cs, .length = part },
+    { .type = OP_ZERO, .offset = EDGE - cs, .length = 2 * cs },
+    { .type = OP_ZERO_UNMAP, .offset = EDGE, .length = 2 * cs },
+    { .type = t->discard ? OP_TRIM : OP_ZERO_UNMAP, .offset = EDGE - cs,
+      .length = 2 * cs },
+    { .type = t->packed ? OP_PACKED : OP_WRITE, .offset = EDGE,
+      .length = cs },
+  };
+  struct op op;
+
+  for (unsigned n = i; n > 0; --n)
+    number /= ALPHABET;
+  op = alphabet[number % ALPHABET];
+  op.byte = (uint8_t) (i + 1);
   return op;
 }
 

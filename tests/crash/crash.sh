@@ -4,11 +4,13 @@
 
 # Crash replay of the qcow2 write path, ours and QEMU's by the same generator:
 # for each kind of image a random workload, and every state a crash could leave
-# of it (crash-eval.c).  Prints a table; fails if we have a single finding.
+# of it (crash-eval.c); and short sequences of operations, up to all there are
+# of three (crash.h).  Prints a table; fails if we have a single finding.
 #
 #   CRASH_SEEDS   how many workloads for each kind (2)
 #   CRASH_OPS     operations in each (60)
 #   CRASH_STATES  states for each workload at most (4000)
+#   CRASH_STEP    every so manyth sequence of three (37); 0 = none
 #   CRASH_QEMU    0 = without QEMU's figures
 #   CRASH_KINDS   a pattern of kinds to run
 
@@ -16,30 +18,37 @@ set -u
 build=${NBDIMG_BUILD:?the folder that was built in}
 here=$(cd "$(dirname "$0")" && pwd)
 seeds=${CRASH_SEEDS:-2} ops=${CRASH_OPS:-60} max=${CRASH_STATES:-4000}
+step=${CRASH_STEP:-37}
+[ -n "${TMPDIR:-}" ] || [ ! -w /dev/shm ] || TMPDIR=/dev/shm
 work=$(mktemp -d "${TMPDIR:-/tmp}/nbdimg-crash.XXXXXX") || exit 1
 trap 'rm -rf "$work"' EXIT
 
 # name | -o options | extras: base, data, snapshot, packed, discard, threads,
 # large
 kinds='
-4k            | cluster_size=4k                                 | discard packed
-4k-nodiscard  | cluster_size=4k                                 | packed
-4k-backing    | cluster_size=4k                                 | base discard packed
-4k-snapshot   | cluster_size=4k                                 | snapshot discard
-v2            | compat=0.10,cluster_size=4k                     | discard
-v2-backing    | compat=0.10,cluster_size=4k                     | base discard packed
-512           | cluster_size=512                                | discard
-512-64bit     | cluster_size=512,refcount_bits=64               | base discard
-4k-1bit       | cluster_size=4k,refcount_bits=1                 | discard packed
-64k           | cluster_size=64k                                | discard
-64k-backing   | cluster_size=64k                                | base discard
-extended-l2   | cluster_size=16k,extended_l2=on                 | base discard packed
-lazy          | cluster_size=4k,lazy_refcounts=on               | discard
-data-file     | cluster_size=4k                                 | data discard
-data-file-raw | cluster_size=4k,data_file_raw=on                | data discard
-8-threads     | cluster_size=4k                                 | threads discard
-8-threads-64k | cluster_size=64k                                | base threads discard large
-8-threads-snap| cluster_size=4k                                 | snapshot threads discard
+4k            |cluster_size=4k                       |discard packed
+4k-nodiscard  |cluster_size=4k                       |packed
+4k-backing    |cluster_size=4k                       |base discard packed
+4k-snapshot   |cluster_size=4k                       |snapshot discard
+v2            |compat=0.10,cluster_size=4k           |discard
+v2-512        |compat=0.10,cluster_size=512          |discard packed
+v2-backing    |compat=0.10,cluster_size=4k           |base discard packed
+512           |cluster_size=512                      |discard
+512-1bit      |cluster_size=512,refcount_bits=1      |base discard packed
+512-64bit     |cluster_size=512,refcount_bits=64     |base discard
+4k-1bit       |cluster_size=4k,refcount_bits=1       |discard packed
+64k           |cluster_size=64k                      |discard
+64k-64bit     |refcount_bits=64                      |snapshot discard
+64k-backing   |cluster_size=64k                      |base discard packed
+extended-l2   |cluster_size=16k,extended_l2=on       |base discard packed
+lazy          |cluster_size=4k,lazy_refcounts=on     |discard
+zstd          |cluster_size=4k,compression_type=zstd |discard packed
+data-file     |cluster_size=4k                       |data discard
+data-file-raw |cluster_size=4k,data_file_raw=on      |data discard
+8-threads     |cluster_size=4k                       |threads discard
+8-threads-1k  |cluster_size=1k,refcount_bits=64      |base threads discard
+8-threads-64k |cluster_size=64k                      |base threads discard large
+8-threads-snap|cluster_size=4k                       |snapshot threads discard
 '
 
 has () { case " $extras " in *" $1 "*) return 0;; esac; return 1; }
@@ -72,8 +81,11 @@ make_image () {
 }
 
 declare -a args
-one () {                        # one WHO SEED: a line of figures
+one () {                # one WHO SEED [SEQUENCE]: a line of figures
+  local all=() loud=()
+  if [ "$1" = ours ]; then loud=(-v); fi
   args=(-s "$2" -n "$ops" -t 1)
+  if [ -n "${3:-}" ]; then args+=(-e "$3") all=(-a 10 -r 64); fi
   # qemu-io's compressed writes fail over blklogwrites.
   if has packed && [ "$1" = ours ]; then args+=(-c); fi
   has discard && args+=(-D)
@@ -85,16 +97,32 @@ one () {                        # one WHO SEED: a line of figures
     "$build/tests/crash/crash-run" -p "${args[@]}" "$dir" \
       | /usr/bin/python3 "$here/qemu-run.py" "$dir" || return 2
   fi
-  "$build/tests/crash/crash-eval" -m "$max" -s "$2" \
-    $([ "$1" = ours ] && echo -v) "$dir"
+  "$build/tests/crash/crash-eval" -m "$max" -s "$2" "${all[@]}" \
+    "${loud[@]}" "$dir"
+}
+
+# figures WHO SEED [SEQUENCE]: added to the array sum.
+figures () {
+  local line r i=0 n
+  dir=$work/$name-$1
+  mkdir -p "$dir"
+  [ -e "$dir/image" ] || make_image    # no run changes it
+  line=$(one "$@")
+  r=$?
+  [ $r -le 1 ] || { echo "$name $1: the run failed" >&2; exit 1; }
+  for n in $line; do sum[i]=$((sum[i] + n)); i=$((i + 1)); done
+  if [ $r = 1 ] && [ "$1" = ours ]; then
+    echo "$name: seed $2${3:+, sequence $3}: a finding" >&2
+  fi
 }
 
 status=0
-total_ours=0 bad_ours=0 total_qemu=0 third_qemu=0
-printf '%-15s %-5s %8s %6s %6s %8s %9s %6s\n' kind who states third errors \
-  corrupt snapshots qemu
+total_ours=0 bad_ours=0 total_qemu=0 third_qemu=0 bad_qemu=0
+printf '%-15s %-5s %8s %6s %6s %6s %8s %9s %6s\n' kind who states third lost \
+  errors corrupt snapshots qemu
 while IFS='|' read -r name options extras; do
-  name=$(echo $name) options=$(echo $options) extras=$(echo $extras)
+  read -r name <<<"$name"       # without blanks at its ends
+  read -r options <<<"$options"
   [ -n "$name" ] || continue
   # shellcheck disable=SC2254
   case $name in ${CRASH_KINDS:-*}) ;; *) continue ;; esac
@@ -104,35 +132,31 @@ while IFS='|' read -r name options extras; do
       # One thread only; and qemu-io has no log for a second file.
       if has threads || has data; then continue; fi
     fi
-    sum=(0 0 0 0 0 0)
-    for ((seed = 1; seed <= seeds; seed++)); do
-      dir=$work/$name-$who-$seed
-      mkdir -p "$dir"
-      make_image
-      line=$(one $who $seed)
-      r=$?
-      [ $r -le 1 ] || { echo "$name $who: the run failed" >&2; exit 1; }
-      i=0
-      for n in $line; do sum[i]=$((sum[i] + n)); i=$((i + 1)); done
-      rm -rf "$dir"
-    done
-    printf '%-15s %-5s %8d %6d %6d %8d %9d %6d\n' "$name" $who "${sum[@]}"
+    sum=(0 0 0 0 0 0 0)
+    for ((seed = 1; seed <= seeds; seed++)); do figures $who $seed; done
+    if [ "$step" -gt 0 ] && ! has threads; then
+      for ((i = 0; i < 1000; i += step)); do figures $who $i $i; done
+    fi
+    rm -rf "${work:?}/$name-$who"
+    printf '%-15s %-5s %8d %6d %6d %6d %8d %9d %6d\n' "$name" $who "${sum[@]}"
+    bad=$((sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6]))
     if [ $who = ours ]; then
       total_ours=$((total_ours + sum[0]))
-      bad=$((sum[1] + sum[2] + sum[3] + sum[4] + sum[5]))
       bad_ours=$((bad_ours + bad))
       [ $bad = 0 ] || status=1
     else
       total_qemu=$((total_qemu + sum[0]))
-      third_qemu=$((third_qemu + sum[1]))
+      third_qemu=$((third_qemu + sum[1] + sum[2]))
+      bad_qemu=$((bad_qemu + bad))
     fi
   done
 done <<<"$kinds"
-printf 'ours: %d states, %d findings; qemu %s: %d states, %d third values' \
+printf 'ours: %d states, %d findings; qemu %s: %d states, %d findings' \
   $total_ours $bad_ours \
   "$(qemu-img --version | sed -n '1s/.*version \([^ ]*\).*/\1/p')" \
-  $total_qemu $third_qemu
-[ $total_qemu = 0 ] || printf ' (%d.%02d %%)' $((third_qemu * 100 / total_qemu)) \
+  $total_qemu $bad_qemu
+[ $total_qemu = 0 ] || printf ', %d third or lost values (%d.%02d %%)' \
+  $third_qemu $((third_qemu * 100 / total_qemu)) \
   $((third_qemu * 10000 / total_qemu % 100))
 echo
 [ $total_ours -gt 0 ] || status=1

@@ -10,7 +10,8 @@ OPERATIONS are the lines that crash-run -p prints.  QEMU's blklogwrites driver
 writes the log of dm-log-writes; this reads how far it has got after each
 operation, so that each entry is known to belong to one.  The order of requests
 inside an operation is that of the log; a flush covers all that stands before
-it.  DIR/image is changed in a copy.  Writes DIR/log and DIR/ledger (crash.h).
+it, and what stands behind it began when it had ended.  DIR/image is changed in
+a copy.  Writes DIR/log and DIR/ledger (crash.h).
 """
 
 import os
@@ -43,7 +44,10 @@ class Qemu:
             opts += ["backing.driver=raw", "backing.file.driver=file",
                      "backing.file.filename=" + base]
         self.process = subprocess.Popen(
-            ["qemu-io", "-d", "unmap", "--image-opts", ",".join(opts)],
+            # Its own default is writethrough; that of a virtual machine and
+            # of qemu-nbd is writeback.
+            ["qemu-io", "-t", "writeback", "-d", "unmap", "--image-opts",
+             ",".join(opts)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT)
         self.wait()
@@ -106,16 +110,18 @@ class Writer:
             self.at += count * SECTOR
         if flags & FLUSH:
             self.record(OP_FLUSH, self.tick(), 0, 0)
+            submit = self.tick()
         if flags & DISCARD:
             self.record(OP_TRIM, submit, sector * SECTOR, count * SECTOR)
         elif count:
             self.record(OP_WRITE, submit, sector * SECTOR, count * SECTOR,
                         data, 1 if flags & FUA else 0)
+        return submit
 
     def take(self, until, submit):
         with open(self.qemu_log, "rb") as f:
             while self.seen < until:
-                self.entry(f, submit)
+                submit = self.entry(f, submit)
                 self.seen += 1
 
     def close(self):
@@ -125,6 +131,7 @@ class Writer:
 
 COMMANDS = {
     "write": ("W", "write -P {byte} {offset} {length}"),
+    "write-fua": ("U", "write -f -P {byte} {offset} {length}"),
     "packed": ("W", "write -c -P {byte} {offset} {length}"),
     "zero": ("Z", "write -z {offset} {length}"),
     "zero-unmap": ("Z", "write -z -u {offset} {length}"),
@@ -144,7 +151,7 @@ def main():
         submit = writer.tick()
         qemu.command(command.format(byte=byte, offset=offset, length=length))
         writer.take(qemu.entries(), writer.tick())
-        byte = byte if letter == "W" else "0"
+        byte = byte if letter in "WU" else "0"
         writer.ledger.write("%s %d %d %s %s %s\n" % (
             letter, submit, writer.tick(), offset, length, byte))
     qemu.quit()
