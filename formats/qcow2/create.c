@@ -23,6 +23,7 @@
 #include <string.h>
 
 #include "common/cleanup.h"
+#include "formats/blank.h"
 #include "formats/qcow2/create.h"
 
 /* ---- layout ---- */
@@ -322,28 +323,6 @@ write_refblocks (struct storage *st, const struct plan *p, uint8_t *buf,
 
 /* ---- writing ---- */
 
-/* Make [0, end) read as zeroes (data that nobody wrote must, too), so that only
- * what is not zero needs to be written.
- */
-static int
-clear_storage (struct storage *st, const struct plan *p, struct error *e)
-{
-  static const uint8_t zeroes[SECTOR_SIZE];
-
-  if (st->caps.can_grow && st->caps.reads_zero_past_end) {
-    if (storage_truncate (st, 0, e) == -1)
-      return -1;
-    return storage_truncate (st, p->end, e);
-  }
-  if (!st->caps.can_grow && storage_size (st) < p->end)
-    return error_set (e, ENOSPC, "%s: has %" PRIu64 " bytes, the image needs"
-                      " %" PRIu64, st->name, storage_size (st), p->end);
-  if (storage_pwrite (st, zeroes, sizeof zeroes, 0, 0, e) == -1
-      || storage_flush (st, e) == -1)
-    return -1;
-  return storage_zero (st, 0, p->end, STORAGE_MAY_UNMAP, e);
-}
-
 /* Reserve space for LEN bytes of data (falloc), or write them (full). */
 static int
 allocate_data (struct storage *st, const struct plan *p, uint64_t offset,
@@ -404,7 +383,7 @@ write_image (struct storage *st, struct storage *data_file,
              const struct plan *p, const struct header *h, uint8_t *buf,
              struct error *e)
 {
-  if (clear_storage (st, p, e) == -1)
+  if (storage_blank (st, p->end, e) == -1)
     return -1;
   if (data_file && prepare_data_file (data_file, p, buf, e) == -1)
     return -1;
