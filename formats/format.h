@@ -87,6 +87,8 @@ struct format_info {
   enum codec codec;       /* of reserve_packed */
   bool data_file_identity;/* external data file: host == guest, and trimmed
                              guest ranges may be punched there by the core */
+  bool trim_in_place;    /* what is allocated stays so: the core does a trim,
+                             by punching MAP_DATA out of the storage */
   uint64_t vm_state_unit; /* a machine's state begins behind the disk, at the
                              next multiple of this; 0 = the format keeps none */
 };

@@ -209,6 +209,27 @@ trim_identity (struct image *im, uint64_t offset, uint64_t len,
   return r;
 }
 
+/* The format keeps what is allocated: what becomes free is the space under the
+ * data.  A storage that could only write zeroes is left alone.
+ */
+static int
+trim_in_place (struct image *im, uint64_t offset, uint64_t len,
+               struct error *e)
+{
+  struct storage *st = im->storage;
+  struct mapping m;
+
+  if (!st->caps.can_punch)
+    return 0;
+  for (; len > 0; offset += m.length, len -= m.length)
+    if (io_map (im, offset, len, &m, e) == -1
+        || (m.kind == MAP_DATA
+            && storage_zero (st, m.host, m.length, STORAGE_MAY_UNMAP,
+                             e) == -1))
+      return -1;
+  return 0;
+}
+
 static int
 trim_units (struct image *im, uint64_t offset, uint64_t len, struct error *e)
 {
@@ -216,15 +237,20 @@ trim_units (struct image *im, uint64_t offset, uint64_t len, struct error *e)
   struct range range;
   int r = 0;
 
+  if (im->format->info.trim_in_place)
+    cow = SECTOR_SIZE;
   offset = round_up (offset, cow);
   if (offset >= end)
     return 0;
   io_lock_clusters (im, &range, offset, end - offset);
-  while (r == 0 && offset < end
-         && whole_units (im, offset, end - offset, &n)) {
-    r = unmap (im, offset, n, UNMAP_ZERO, &done, e);
-    offset += done ? done : cow;
-  }
+  if (im->format->info.trim_in_place)
+    r = trim_in_place (im, offset, end - offset, e);
+  else
+    while (r == 0 && offset < end
+           && whole_units (im, offset, end - offset, &n)) {
+      r = unmap (im, offset, n, UNMAP_ZERO, &done, e);
+      offset += done ? done : cow;
+    }
   range_unlock (&im->ranges, &range);
   return r;
 }
