@@ -7,8 +7,8 @@
  *
  * The magics of foreign formats are those of their published layouts: VMDK
  * (Virtual Disk Format 1.1 and 5.0), VHD 1.0, VHDX 1.0, Parallels
- * (docs/interop/parallels.txt of QEMU), LUKS1; qcow version 1, QED and VDI as
- * the images of their own tools begin.  A dmg is known by its last sector only
+ * (docs/interop/parallels.txt of QEMU), LUKS1; qcow version 1 and QED as the
+ * images of their own tools begin.  A dmg is known by its last sector only
  * and is not looked for.
  */
 
@@ -23,6 +23,7 @@
 
 const struct format_ops *const formats[] = {
   &format_qcow2,
+  &format_vdi,
   &format_raw,
   NULL,
 };
@@ -42,7 +43,6 @@ struct foreign {
 static const struct foreign foreigns[] = {
   { "qcow", "qcow (version 1)", true, MAGIC ("QFI\xfb\0\0\0\1") },
   { "qed", "QED", true, MAGIC ("QED\0") },
-  { "vdi", "VDI", true, 64, "\x7f\x10\xda\xbe", 4 },
   { "luks", "LUKS", true, MAGIC ("LUKS\xba\xbe\0\1") },
   { "vmdk", "VMDK", false, MAGIC ("KDMV") },
   { "vmdk", "VMDK", false, MAGIC ("COWD") },

@@ -61,6 +61,34 @@ harness_create (struct storage *st, uint64_t size, const char *options,
                                 data_file, e);
 }
 
+/* Tests name a kind of image by its options, "vdi:static=on"; without a format
+ * in front it is qcow2.
+ */
+static inline const struct format_ops *
+harness_kind_format (const char *kind)
+{
+  const char *colon = strchr (kind, ':');
+  char name[16] = "qcow2";
+
+  if (colon) {
+    memcpy (name, kind, (size_t) (colon - kind));
+    name[colon - kind] = '\0';
+  }
+  return format_by_name (name);
+}
+
+static inline int
+harness_create_kind (struct storage *st, const char *kind, uint64_t size,
+                     const char *backing, struct storage *data_file,
+                     struct error *e)
+{
+  const char *colon = strchr (kind, ':');
+
+  return harness_create_format (st, harness_kind_format (kind), size,
+                                colon ? colon + 1 : kind, backing, data_file,
+                                e);
+}
+
 static inline void
 harness_free (struct image *im)
 {

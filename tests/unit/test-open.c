@@ -156,7 +156,6 @@ test_foreign (void)
   } rows[] = {
     { 0, "QFI\xfb\0\0\0\1", "qcow", 8 },
     { 0, "QED\0", "qed", 4 },
-    { 64, "\x7f\x10\xda\xbe", "vdi", 4 },
     { 0, "LUKS\xba\xbe\0\1", "luks", 8 },
     { 0, "KDMV", "vmdk", 4 },
     { 0, "COWD", "vmdk", 4 },

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* Many threads on one qcow2 image, which must end as if each had been alone,
- * without an error, a leak or a hang, with the smallest table cache and the
- * usual one.  With -n ROUNDS, -t THREADS, -s SEED, -k KIND, -w SECONDS (of the
- * watchdog) for longer runs.
+/* Many threads on one image (qcow2, and the other formats that write tables),
+ * which must end as if each had been alone, without an error, a leak or a hang,
+ * with the smallest table cache and the usual one.  With -n ROUNDS, -t THREADS,
+ * -s SEED, -k KIND, -w SECONDS (of the watchdog) for longer runs.
  */
 
 #include <config.h>
@@ -30,6 +30,7 @@ static const struct kind kinds[] = {
   { "compat=1.1,cluster_size=4096,data_file=d", false, true },
   { "compat=1.1,cluster_size=4096,lazy_refcounts=on,refcount_bits=32", true,
     false },
+  { "vdi:static=off", false, false },
 };
 enum { NR_KINDS = sizeof kinds / sizeof kinds[0] };
 
@@ -177,7 +178,7 @@ stripes_thread (void *opaque)
 static void
 test_stripes (const struct kind *k, uint64_t cache_size)
 {
-  uint64_t cs = 65536, size;
+  uint64_t cs = strstr (k->options, "vdi:") ? MiB : 65536, size;
   pthread_barrier_t barrier;
   struct fixture f;
   struct worker *w;
