@@ -30,13 +30,16 @@ find (struct convert *c, uint64_t offset)
 /* ---- what is where ---- */
 
 /* The target's backing file is the layer c->base_depth of the source: what is
- * there, or lower, or nowhere, shows through the target.
+ * there, or lower, shows through the target, and what no layer has, too.  But
+ * where a layer above it ends, what lies behind is zeroes, whatever the backing
+ * file has there: the search stopped at the layer before that one.
  */
 static bool
 shows_through (const struct convert *c, const struct image_extent *x)
 {
-  return c->base_depth != UINT_MAX
-    && (!x->present || x->depth >= c->base_depth);
+  if (c->base_depth == UINT_MAX)
+    return false;
+  return x->present ? x->depth >= c->base_depth : x->depth + 1 >= c->base_depth;
 }
 
 static enum block_state

@@ -260,6 +260,17 @@ make_chain () {
   done
 }
 
+@test "-B does not show the base behind the end of a shorter layer above it" {
+  need qemu-img qemu-io
+  qemu-img create -q -f qcow2 base.qcow2 3M
+  qemu-io -c 'write -P 1 0 3M' base.qcow2
+  qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 mid.qcow2 1M
+  qemu-img create -q -f qcow2 -b mid.qcow2 -F qcow2 top.qcow2 4M
+  qemu-io -c 'write -P 2 2M 64k' top.qcow2
+  convert -O qcow2 -B base.qcow2 -F qcow2 top.qcow2 t.qcow2
+  is_copy top.qcow2 t.qcow2
+}
+
 @test "-S 0 writes all as data, other sizes find runs of zeroes" {
   need qemu-img jq
   truncate -s 4M src.raw
