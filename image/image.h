@@ -78,6 +78,10 @@ struct image_open_options {
   bool writable;
   bool writable_if_permitted;   /* plugin: open read-write where the file lets
                                    us, with read locks, until begin_write */
+  unsigned writable_depth;      /* with writable: the backing file so far down
+                                   the chain (1 = the top's own) is opened to
+                                   be written to as well, and has its write
+                                   locks; 0 = none */
   bool no_backing;              /* do not open the backing chain */
   bool info_only;               /* open no other file, no locks beyond
                                    consistent read, no data file */
@@ -257,6 +261,12 @@ extern int image_snapshot_apply (struct image *im, const char *snapshot,
                                  struct error *e);
 extern int image_snapshot_delete (struct image *im, const char *snapshot,
                                   struct error *e);
+
+/* Let go of all that IM itself has of the disk, so that its backing file shows
+ * everywhere.  ENOTSUP, and nothing is changed, where the format cannot.  An
+ * error in the middle leaves some parts let go of and others not.
+ */
+extern int image_empty (struct image *im, struct error *e);
 
 /* The frozen side of the gate, for structural operations. */
 extern void image_freeze (struct image *im);

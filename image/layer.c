@@ -70,16 +70,21 @@ detect_zeroes (const json_t *tree, struct image_open_options *o,
 
 /* What the layer's own node says goes before what the chain was opened with. */
 static int
-layer_options (struct image *im, const json_t *tree, bool is_backing,
+layer_options (struct image *im, const json_t *tree, unsigned depth,
                const struct image_open_options *options, struct error *e)
 {
   struct image_open_options *o = &im->options;
 
   *o = *options;
   o->snapshot = NULL;
-  if (is_backing) {
-    o->writable = o->writable_if_permitted = false;
-    o->cache = o->backing_cache;
+  if (depth > 0) {
+    o->writable = o->writable && depth == o->writable_depth;
+    o->writable_if_permitted = false;
+    if (!o->writable)
+      o->cache = o->backing_cache;
+    else if (tree_bool (tree, "read-only", false))
+      return error_set (e, EROFS, "this backing file is to be written to, and "
+                        "its read-only=on forbids that");
   }
   else if (options->snapshot
            && !(o->snapshot = strdup (options->snapshot)))
@@ -183,7 +188,7 @@ open_storage (struct layer *l, struct error *e)
 }
 
 static struct layer *
-layer_alloc (json_t *tree, bool is_backing, struct error *e)
+layer_alloc (json_t *tree, const struct layer *above, struct error *e)
 {
   struct layer *l = calloc (1, sizeof *l);
   struct image *im = calloc (1, sizeof *im);
@@ -198,7 +203,8 @@ layer_alloc (json_t *tree, bool is_backing, struct error *e)
   range_locks_init (&im->ranges);
   l->im = im;
   l->tree = json_incref (tree);
-  l->is_backing = is_backing;
+  l->is_backing = above != NULL;
+  l->depth = above ? above->depth + 1 : 0;
   return l;
 }
 
@@ -228,14 +234,14 @@ layer_init (struct layer *l, struct layer *above, struct layer *top,
   bool is_backing = l->is_backing;
 
   if ((!is_backing && check_options (options, l->tree, e) == -1)
-      || layer_options (l->im, l->tree, is_backing, options, e) == -1
+      || layer_options (l->im, l->tree, l->depth, options, e) == -1
       || open_storage (l, e) == -1
       || check_untrusted (l->im, e) == -1
       || (above && check_loop (top, l->im->storage, above->im->name,
                                "backing file", e) == -1))
     return -1;
   /* A writer takes its locks before it reads what it is going to change. */
-  if (layer_lock (l->im, is_backing, options->writable && !is_backing, e) == -1
+  if (layer_lock (l->im, is_backing, l->im->options.writable, e) == -1
       || choose_format (l, e) == -1)
     return -1;
   return set_name (l, e);
@@ -249,7 +255,7 @@ layer_new (json_t *tree, struct layer *above, struct layer *top,
 
   if (tree_check (tree, e) == -1)
     return NULL;
-  l = layer_alloc (tree, above != NULL, e);
+  l = layer_alloc (tree, above, e);
   if (l && layer_init (l, above, top, options, e) == -1) {
     layer_free (l);
     return NULL;

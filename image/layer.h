@@ -28,6 +28,7 @@ struct layer {
   const struct format_ops *format;
   struct format_needs needs;    /* after layer_parse */
   bool is_backing;
+  unsigned depth;               /* 0 = the top */
 };
 
 /* Open the storage that TREE (borrowed, checked) names.  ABOVE is the layer

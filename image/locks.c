@@ -33,7 +33,8 @@ permissions (const struct image *im, bool is_backing, bool writing,
   *unshared = 0;
   if (o->force_share || o->info_only)
     return;
-  if (is_backing && (!im->format || im->format->info.identity))
+  if (is_backing && !writing
+      && (!im->format || im->format->info.identity))
     return;
   *unshared = PERM_RESIZE | (o->share ? 0 : PERM_WRITE);
   if (writing)

@@ -154,22 +154,28 @@ same_layer (const struct image *a, const struct image *b)
     && image_size (a) == image_size (b);
 }
 
-static void
-find_base (struct convert *c)
+/* Where LAYER stands in the chain of the only source; UINT_MAX = nowhere. */
+static unsigned
+find_depth (const struct convert *c, const struct image *layer)
 {
   unsigned depth = 0;
 
-  c->base_depth = UINT_MAX;
-  c->base = c->opts->target_has_backing ? c->target->backing : NULL;
-  if (!c->base || c->nr_sources != 1)
-    return;
+  if (!layer || c->nr_sources != 1)
+    return UINT_MAX;
   for (const struct image *im = c->sources[0].im; im; im = im->backing) {
-    if (same_layer (im, c->base)) {
-      c->base_depth = depth;
-      return;
-    }
+    if (im == layer || same_layer (im, layer))
+      return depth;
     ++depth;
   }
+  return UINT_MAX;
+}
+
+/* What stands in the target or below it already is not written. */
+static void
+find_base (struct convert *c)
+{
+  c->base = c->opts->target_has_backing ? c->target->backing : NULL;
+  c->base_depth = find_depth (c, c->opts->into_chain ? c->target : c->base);
 }
 
 static bool

@@ -63,8 +63,9 @@ struct convert {
   bool target_is_zero;          /* what is not written reads as zeroes */
   bool in_order;                /* writes wait for their turn */
   struct image *base;           /* the target's backing file, borrowed; NULL */
-  unsigned base_depth;          /* where it stands in the source's chain;
-                                   UINT_MAX = nowhere */
+  unsigned base_depth;          /* where it (with into_chain: the target)
+                                   stands in the source's chain; UINT_MAX =
+                                   nowhere */
   struct rate rate;
 
   struct mutex mutex;

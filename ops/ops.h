@@ -166,6 +166,9 @@ struct convert_opts {
   struct image **sources;       /* concatenated in this order */
   size_t nr_sources;
   bool target_has_backing;      /* -B: what equals the backing is not written */
+  bool into_chain;              /* commit: the target is a layer of the (one)
+                                   source's chain, and what is above it is
+                                   written into it */
   bool target_is_zero;          /* known to read as zeroes (new, or told) */
   bool compressed;              /* -c */
   bool copy_offload;            /* share blocks where the file system can */
@@ -183,5 +186,31 @@ struct convert_result {
 extern int op_convert (struct image *target, const struct convert_opts *opts,
                        struct convert_result *result, struct op_ctx *ctx,
                        struct error *e);
+
+/* ---- commit ---- */
+
+struct commit_opts {
+  unsigned depth;               /* of the image that is written into; 1 = the
+                                   backing file */
+  bool keep;                    /* -d: the image is not emptied afterwards */
+};
+struct commit_result {
+  struct convert_result copied;
+  bool emptied;                 /* false: keep, or the format cannot */
+};
+
+/* How far below IM is the backing file that the user calls NAME: as an image of
+ * the chain names it, by its path, or by another path of the same file.  0 = no
+ * backing file is called so.
+ */
+extern unsigned op_commit_depth (const struct image *im, const char *name);
+
+/* Write what the layers above the one at DEPTH have into that one, and empty
+ * IM.  IM is open for writing, with writable_depth = DEPTH.  A shorter backing
+ * file grows.  When it fails IM still reads the same.
+ */
+extern int op_commit (struct image *im, const struct commit_opts *opts,
+                      struct commit_result *result, struct op_ctx *ctx,
+                      struct error *e);
 
 #endif /* NBDIMG_OPS_H */

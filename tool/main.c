@@ -29,7 +29,7 @@ static const struct command commands[] = {
   { "bench", NULL, "time reads or writes" },
   { "bitmap", NULL, "manage persistent bitmaps" },
   { "check", cmd_check, "look for errors in the tables of an image" },
-  { "commit", NULL, "write an image's changes into its backing file" },
+  { "commit", cmd_commit, "write an image's changes into its backing file" },
   { "compare", cmd_compare, "find where two images begin to differ" },
   { "convert", cmd_convert, "copy an image into another format" },
   { "create", cmd_create, "make an empty image" },

@@ -31,6 +31,7 @@
 /* ---- the commands ---- */
 
 extern int cmd_check (int argc, char **argv);
+extern int cmd_commit (int argc, char **argv);
 extern int cmd_compare (int argc, char **argv);
 extern int cmd_convert (int argc, char **argv);
 extern int cmd_create (int argc, char **argv);
