@@ -362,8 +362,11 @@ add_block_locked (struct qcow2 *q, struct slice_op *op, uint64_t cluster,
     if (r == 1)
       r = table_get_locked (q, op, SLICE_REFBLOCK, entry_host, &block, e);
   } while (r == 0);
-  if (r == -1)
+  if (r == -1) {
+    /* Nothing refers to the block: the cluster is free again. */
+    table_drop_locked (q, host, q->cluster_size);
     return -1;
+  }
   refcount_set (block->data, in_block % entries_per_slice (q),
                 q->refcount_order, 1);
   table_dirty_locked (q, block);

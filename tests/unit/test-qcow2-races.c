@@ -22,6 +22,7 @@ struct breakpoint {
   uint64_t host, length;        /* atomic: reads of it; length 0 = none */
   bool trim;                    /* not reads, but trims */
   int err;                      /* the read fails with it; 0 = it does not */
+  int write_err;                /* atomic: so do all writes */
   void *(*run) (void *);        /* in a thread of its own, meanwhile */
   void *opaque;
 };
@@ -54,6 +55,18 @@ breakpoint_pread (struct storage *st, void *buf, size_t len, uint64_t offset,
 }
 
 static int
+breakpoint_pwrite (struct storage *st, const void *buf, size_t len,
+                   uint64_t offset, unsigned flags, struct error *e)
+{
+  struct breakpoint *b = (struct breakpoint *) st;
+  int err = __atomic_load_n (&b->write_err, __ATOMIC_ACQUIRE);
+
+  if (err)
+    return error_set (e, err, "the write failed (fault of a test)");
+  return jitter_pwrite (st, buf, len, offset, flags, e);
+}
+
+static int
 breakpoint_trim (struct storage *st, uint64_t offset, uint64_t len,
                  unsigned flags, struct error *e)
 {
@@ -68,7 +81,7 @@ static const struct storage_ops breakpoint_ops = {
   .driver = "breakpoint",
   .close = wrapper_free,
   .pread = breakpoint_pread,
-  .pwrite = jitter_pwrite,
+  .pwrite = breakpoint_pwrite,
   .zero = jitter_zero,
   .trim = breakpoint_trim,
   .flush = jitter_flush,
@@ -426,6 +439,79 @@ test_growth (void)
   fixture_tear_down (&f);
 }
 
+/* ---- a refcount block that is not entered ---- */
+
+struct dirtier {
+  struct fixture *f;
+  struct breakpoint *b;
+  uint64_t first;               /* guest offset of the first L2 table's reach */
+};
+
+static size_t
+dirty_slices (const struct fixture *f)
+{
+  struct qcow2 *q = qcow2_of (f);
+  size_t nr = 0;
+
+  mutex_lock (&q->mutex);
+  for (unsigned i = 0; i < NR_SLICE_KINDS; ++i)
+    nr += q->cache.nr_dirty[i];
+  mutex_unlock (&q->mutex);
+  return nr;
+}
+
+/* Make so many slices dirty that the next two must wait for an epoch, and then
+ * the disk is gone.
+ */
+static void *
+dirtying_thread (void *opaque)
+{
+  struct dirtier *d = opaque;
+  uint64_t reach = d->f->im->format->info.vm_state_unit;
+  struct error e = ERROR_INIT;
+
+  for (unsigned i = 0; dirty_slices (d->f) < 7; ++i)
+    CHECK_OK (image_trim (d->f->im, d->first + i * reach, 512, 0, &e), &e);
+  __atomic_store_n (&d->b->write_err, EIO, __ATOMIC_RELEASE);
+  return NULL;
+}
+
+/* The new block is in the cache when there is no room for what says so. */
+static void
+test_new_block (void)
+{
+  static const struct kind k = {
+    "compat=1.1,cluster_size=512,refcount_bits=64", false, false };
+  enum { CS = 512, TABLES = 20, PER_BLOCK = CS / 8 };
+  struct breakpoint *b = breakpoint_new ();
+  struct error e = ERROR_INIT;
+  uint8_t data[CS] = { 1 };
+  struct fixture f;
+  struct dirtier d = { .f = &f, .b = b, .first = 8 * MiB };
+  uint64_t reach, guest = 0, end;
+
+  unit_begin ("a refcount block that could not be entered is made once more");
+  fixture_set_up (&f, &k, 16 * MiB, 1, &b->wrapper.base);
+  reach = f.im->format->info.vm_state_unit;
+  for (unsigned i = 0; i < TABLES; ++i)
+    write_cluster (&f, d.first + i * reach);
+  write_cluster (&f, guest);
+  end = round_up (host_of (&f, guest) / CS + PER_BLOCK / 2, PER_BLOCK);
+  guest += CS;
+  write_up_to (&f, end, &guest);
+  push_out (&f, d.first / reach, TABLES);
+
+  breakpoint_set (b, end * CS, CS, dirtying_thread, &d);
+  CHECK_FAILS (image_write (f.im, data, CS, guest, 0, &e), &e, EIO);
+  CHECK (b->length == 0);
+  __atomic_store_n (&b->write_err, 0, __ATOMIC_RELEASE);
+  CHECK_OK (image_write (f.im, data, CS, guest, 0, &e), &e);
+  CHECK_OK (image_flush (f.im, &e), &e);
+  fixture_reopen (&f);
+  fixture_check_clean (&f);
+  fixture_tear_down (&f);
+}
+
 int
 main (void)
 {
@@ -434,5 +520,6 @@ main (void)
   test_packing ();
   test_punch ();
   test_growth ();
+  test_new_block ();
   return unit_end ();
 }
