@@ -31,8 +31,8 @@ struct plan {
   uint64_t size;                /* bytes */
 };
 
-static const struct format_ops *
-find_format (const char *name, struct error *e)
+const struct format_ops *
+op_create_format (const char *name, struct error *e)
 {
   const struct format_ops *format = format_by_name (name);
   struct error why = ERROR_INIT;
@@ -71,8 +71,9 @@ merge_backing (struct plan *p, struct error *e)
   const struct create_opts *o = p->opts;
 
   if ((o->backing_file || o->backing_format) && !p->format->has_backing)
-    return error_set (e, ENOTSUP, "Backing file not supported for file format "
-                      "'%s'", p->format->name);
+    return error_set (e, ENOTSUP, "Backing file%s not supported for file "
+                      "format '%s'", o->backing_file ? "" : " format",
+                      p->format->name);
   if (o->backing_file
       && set_option (p->options, "backing_file", o->backing_file, e) == -1)
     return -1;
@@ -216,12 +217,24 @@ all_options (const struct plan *p, struct error *e)
   return all;
 }
 
+/* A name that nothing can be made under is found before "Formatting ..." is
+ * printed, which says that the arguments are right.
+ */
+static int
+check_name (const char *name, struct error *e)
+{
+  json_t *tree = image_name_parse (name, NULL, e);
+
+  json_decref (tree);
+  return tree ? 0 : -1;
+}
+
 static int
 prepare (struct plan *p, struct error *e)
 {
   const struct create_opts *o = p->opts;
 
-  p->format = find_format (o->format ? o->format : "raw", e);
+  p->format = op_create_format (o->format ? o->format : "raw", e);
   if (!p->format)
     return -1;
   p->options = op_format_options (p->format, o->options ? o->options : "", e);
@@ -230,7 +243,7 @@ prepare (struct plan *p, struct error *e)
     return -1;
   if (!p->has_size)
     return error_set (e, EINVAL, "Image creation needs a size parameter");
-  return 0;
+  return check_name (o->name, e);
 }
 
 static int

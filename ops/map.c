@@ -12,7 +12,9 @@
 #include <errno.h>
 
 #include "common/bytes.h"
+#include "formats/format.h"
 #include "ops/ops.h"
+#include "storage/storage.h"
 
 /* Does NEXT continue what ENTRY says?  A compressed cluster has no address, so
  * that one continues another.
@@ -27,6 +29,14 @@ continues (const struct map_entry *entry, const struct image_extent *next)
     && x->depth == next->depth && x->layer == next->layer
     && x->has_host == next->has_host
     && (!x->has_host || x->host + x->length == next->host);
+}
+
+/* A raw image in a window of a file: the address is that in the file. */
+static void
+place_in_file (struct image_extent *x)
+{
+  if (x->has_host && x->layer->format->info.identity)
+    storage_below_slices (x->layer->storage, &x->host);
 }
 
 int
@@ -45,6 +55,7 @@ op_map (struct image *im, const struct map_opts *opts,
       return error_set (e, ECANCELED, "map was cancelled");
     if (image_extents (im, offset, end - offset, 0, &next, e) == -1)
       return -1;
+    place_in_file (&next);
     if (entry.extent.length && continues (&entry, &next)) {
       entry.extent.length += next.length;
       continue;

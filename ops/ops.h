@@ -86,6 +86,9 @@ struct create_result {
                                    owned.  Set before the file is touched, also
                                    when that fails; NULL = not so far */
 };
+/* The format of this name; NULL and create's own message when there is none. */
+extern const struct format_ops *op_create_format (const char *name,
+                                                  struct error *e);
 extern int op_create (const struct create_opts *opts,
                       struct create_result *result, struct op_ctx *ctx,
                       struct error *e);

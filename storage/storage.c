@@ -312,8 +312,8 @@ storage_set_writable (struct storage *st, struct error *e)
 
 /* ---- copies inside the kernel ---- */
 
-static struct storage *
-below_slices (struct storage *st, uint64_t *offset)
+struct storage *
+storage_below_slices (struct storage *st, uint64_t *offset)
 {
   struct storage *inner;
 
@@ -338,8 +338,8 @@ copy_between (struct storage *src, uint64_t src_offset, struct storage *dst,
   if (src_offset + len > storage_size (src))
     return 0;                   /* zeroes past its end: no file has them */
   end = dst_offset + len;
-  src = below_slices (src, &src_offset);
-  to = below_slices (to, &dst_offset);
+  src = storage_below_slices (src, &src_offset);
+  to = storage_below_slices (to, &dst_offset);
   if (!to->ops->copy_from
       || (storage_same (src, to)
           && ranges_overlap (src_offset, len, dst_offset, len)))

@@ -282,6 +282,10 @@ extern int storage_copy_range (struct storage *src, uint64_t src_offset,
                                struct storage *dst, uint64_t dst_offset,
                                uint64_t len, struct error *);
 
+/* The object in which ST is a window, else ST; *OFFSET becomes that in it. */
+extern struct storage *storage_below_slices (struct storage *st,
+                                             uint64_t *offset);
+
 static inline bool
 storage_same (const struct storage *a, const struct storage *b)
 {

@@ -134,3 +134,96 @@ poke () {
   # shellcheck disable=SC2059
   printf "$text" | dd of="$1" bs=1 seek=$(($2)) conv=notrunc status=none
 }
+
+# ---- many invocations ----
+
+# Each line of standard input is a list of arguments, quoted as for the shell.
+# peer_lines FUNCTION: run it with each, in two fresh copies of the folder
+# "files", theirs and ours.
+peer_lines () {
+  local line
+  while IFS= read -r line; do
+    rm -rf theirs ours
+    cp -a files theirs
+    cp -a files ours
+    eval "$1 $line"
+  done
+}
+
+# check_status FOLDER FILE: 63 for raw, 1 where the backing file is missing
+check_status () {
+  (cd "$1" && qemu-img check -q "$2" 2>/dev/null; echo $?)
+}
+
+# The files o and o2, if a command made them, are what QEMU makes too.
+same_made () {
+  local f
+  for f in o o2; do
+    [ -e "theirs/$f" ] || [ -e "ours/$f" ] || continue
+    (cd theirs && qemu-img info -U $f) | sed '/^disk size/d' >.their.info
+    (cd ours && qemu-img info -U $f) | sed '/^disk size/d' >.our.info
+    cmp -s .their.info .our.info ||
+      peer_fail "another $f"$'\n'"$(diff .their.info .our.info)"
+    [ ! -e "ours/$f" ] || [ "$(check_status theirs $f)" = \
+      "$(check_status ours $f)" ] || peer_fail "a damaged $f"
+  done
+}
+
+# Output, messages, status and the files that were made are the same ...
+same_words () {
+  twin_img "$@"
+  same_made
+}
+
+# ... or all but the message, which has TEXT in it and says it better, ...
+own_words () {
+  local text=$1
+  shift
+  twin_img_output "$@"
+  same_made
+  grep -qF -- "$text" "$BATS_TEST_TMPDIR/.our.err" ||
+    peer_fail "the message is without '$text'"
+}
+
+# ... or we fail, where QEMU does not, or the other way: "own_status THEIRS OURS
+# TEXT ARG...", and TEXT is in what we print.
+own_status () {
+  local theirs=(qemu-img "${@:4}") ours=("$NBDIMG" "${@:4}")
+  peer_run theirs ours
+  [ $their_status = "$1" ] && [ $our_status = "$2" ] ||
+    peer_fail "statuses are not $1 and $2"
+  cat "$BATS_TEST_TMPDIR"/.our.{out,err} | grep -qF -- "$3" ||
+    peer_fail "what we print is without '$3'"
+}
+
+# io_words, io_own: same_words and own_words for qemu-io; the images are the
+# same afterwards.
+io_words () {
+  twin_io "$@"
+}
+
+io_own () {
+  local text=$1
+  shift
+  twin_io_output "$@"
+  grep -qF -- "$text" "$BATS_TEST_TMPDIR/.our.err" ||
+    peer_fail "the message is without '$text'"
+}
+
+io_own_status () {
+  local theirs ours
+  twin_io_run "${@:4}"
+  [ $their_status = "$1" ] && [ $our_status = "$2" ] ||
+    peer_fail "statuses are not $1 and $2"
+  cat "$BATS_TEST_TMPDIR"/.our.{out,err} | grep -qF -- "$3" ||
+    peer_fail "what we print is without '$3'"
+}
+
+# Run without root's right to pass over the permissions of files.
+as_owner () {
+  if [ "$(id -u)" = 0 ]; then
+    setpriv --bounding-set=-dac_override,-dac_read_search "$@"
+  else
+    "$@"
+  fi
+}

@@ -65,13 +65,11 @@ static int
 answer_help (const struct request *rq, bool for_file)
 {
   const char *name = rq->opts.format ? rq->opts.format : "raw";
-  const struct format_ops *format = format_by_name (name);
   struct error e = ERROR_INIT;
+  const struct format_ops *format = op_create_format (name, &e);
 
-  if (!format) {
-    format_lookup (name, &e);
+  if (!format)
     return tool_fail (&e);
-  }
   tool_print_format_options (format, for_file);
   return 0;
 }

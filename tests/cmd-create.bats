@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright the nbdimg developers.
+# shellcheck shell=bash disable=SC2154
+
+# nbdimg create beside qemu-img create: what is printed, the exit status and the
+# image that is made.
+
+load lib
+load peer
+
+teardown () {
+  umount "$BATS_TEST_TMPDIR/small" 2>/dev/null || :
+  [ -z "$loop" ] || losetup -d "$loop"
+  stop_all
+}
+
+# In the folder "files".
+make_files () {
+  mkdir files
+  (
+    cd files || exit
+    qemu-img create -q -f qcow2 base.qcow2 3M
+    qemu-img create -q base.raw 2M
+    cp base.raw had.raw
+    qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 mid.qcow2
+    qemu-img create -q -f qcow2 -u -b nope -F qcow2 orphan.qcow2 1M
+    mkdir dir
+    ln -s base.raw link
+  )
+}
+
+@test "create: raw images, and every way to write a size" {
+  make_files
+  peer_lines same_words <<'END'
+create o 1M
+create -q o 1M
+create -f raw o 0
+create -f raw o 1000
+create -f raw o 1k
+create -f raw o 1.5G
+create -f raw o 3T
+create -f raw o 1b
+create -f raw -o size=1M o
+create -f raw -o preallocation=off o 1M
+create -f raw -o preallocation=falloc o 1M
+create -f raw -o preallocation=full o 1M
+create -f raw -o nocow=on o 1M
+create -f raw -o nonocow o 1M
+create file:o 1M
+create o -1
+create o 1Q
+create o 1MB
+create o 512s
+create o 9E
+create o 99999999999999999999
+create o ''
+create o x
+create -f raw -o size=1M o 1M
+create -f raw -o nocow=maybe o 1M
+create -f raw -o cluster_size=4k o 1M
+create -f raw -b base.raw o
+create -f raw -F raw o 1M
+END
+}
+
+@test "create: qcow2 with each of its options" {
+  make_files
+  peer_lines same_words <<'END'
+create -f qcow2 o 1M
+create -f qcow2 -q o 1M
+create -f qcow2 o 0
+create -f qcow2 o 1000
+create -f qcow2 -o size=2M -o cluster_size=4k o
+create -f qcow2 -o cluster_size=4k,cluster_size=8k o 1M
+create -f qcow2 -o compat=0.10 o 1M
+create -f qcow2 -o compat=1.1 o 1M
+create -f qcow2 -o compat=v2,compression_type=zlib o 1M
+create -f qcow2 -o compat=v3 o 1M
+create -f qcow2 -o lazy_refcounts=on o 1M
+create -f qcow2 -o lazy_refcounts o 1M
+create -f qcow2 -o nolazy_refcounts o 1M
+create -f qcow2 -o refcount_bits=1 o 1M
+create -f qcow2 -o refcount_bits=64 o 1M
+create -f qcow2 -o cluster_size=512 o 1M
+create -f qcow2 -o cluster_size=2M o 1M
+create -f qcow2 -o extended_l2=on o 1M
+create -f qcow2 -o extended_l2=on,cluster_size=16k o 1M
+create -f qcow2 -o preallocation=metadata o 1M
+create -f qcow2 -o preallocation=falloc o 1M
+create -f qcow2 -o preallocation=full o 1M
+create -f qcow2 -o nocow=on o 1M
+create -f qcow2 -o data_file=o2 o 1M
+create -f qcow2 -o data_file=o2,data_file_raw=on o 1M
+create -f qcow2 -o data_file=o2,preallocation=metadata o 1M
+create -f qcow2 -o data_file=o2,preallocation=full,data_file_raw=on o 1M
+create -f qcow2 -o data_file=had.raw o 1M
+END
+}
+
+@test "create: zstd is an option where it was built in" {
+  need_zstd
+  make_files
+  peer_lines same_words <<'END'
+create -f qcow2 -o compression_type=zstd o 1M
+END
+}
+
+@test "create: bad options of qcow2 are refused with qemu-img's words" {
+  make_files
+  peer_lines same_words <<'END'
+create -f qcow2 o x
+create -f qcow2 o 1E
+create -f qcow2 o 64P
+create -f qcow2 -o cluster_size=2M o 63P
+create -f qcow2 -o cluster_size=512 o 1T
+create -f qcow2 -o refcount_bits=3 o 1M
+create -f qcow2 -o refcount_bits=x o 1M
+create -f qcow2 -o cluster_size=4M o 1M
+create -f qcow2 -o cluster_size=256 o 1M
+create -f qcow2 -o cluster_size=0 o 1M
+create -f qcow2 -o cluster_size=65537 o 1M
+create -f qcow2 -o extended_l2=on,cluster_size=8k o 1M
+create -f qcow2 -o lazy_refcounts=maybe o 1M
+create -f qcow2 -o size=2M o 3M
+create -f qcow2 -o bogus=1 o 1M
+create -f qcow2 -o bogus o 1M
+create -f qcow2 -o '' o 1M
+create -f qcow2 -o , o 1M
+create -f qcow2 -o =1 o 1M
+END
+  peer_lines own_words <<'END'
+"compat does not accept the value '2'" create -f qcow2 -o compat=2 o 1M
+compat=v3 create -f qcow2 -o compat=0.10,lazy_refcounts=on o 1M
+compat=v3 create -f qcow2 -o compat=0.10,refcount_bits=8 o 1M
+compat=v3 create -f qcow2 -o compat=0.10,extended_l2=on o 1M
+compat=v3 create -f qcow2 -o compat=0.10,data_file=o2 o 1M
+"between 1 and 64" create -f qcow2 -o refcount_bits=128 o 1M
+"between 1 and 64" create -f qcow2 -o refcount_bits=0 o 1M
+"a number of bytes" create -f qcow2 -o cluster_size=x o 1M
+"a number of bytes" create -f qcow2 -o cluster_size=-1 o 1M
+"a number of bytes" create -f qcow2 -o size=x o
+"'lzma'" create -f qcow2 -o compression_type=lzma o 1M
+"'bogus'" create -f qcow2 -o preallocation=bogus o 1M
+"requires data_file" create -f qcow2 -o data_file_raw=on o 1M
+"data_file_raw cannot" create -f qcow2 -o data_file=o2,data_file_raw=on -b base.qcow2 -F qcow2 o
+"file name" create -f qcow2 -o data_file= o 1M
+"'dir': Is a directory" create -f qcow2 -o data_file=dir o 1M
+"'dir/no/x': No such file" create -f qcow2 -o data_file=dir/no/x o 1M
+"its own data file" create -f qcow2 -o data_file=o o 1M
+END
+}
+
+@test "create: backing files" {
+  make_files
+  peer_lines same_words <<'END'
+create -f qcow2 -b base.qcow2 -F qcow2 o
+create -f qcow2 -b base.qcow2 -F qcow2 o 10M
+create -f qcow2 -b base.qcow2 -F qcow2 o 1M
+create -f qcow2 -b base.raw -F raw o
+create -f qcow2 -b base.qcow2 -F raw o
+create -f qcow2 -b mid.qcow2 -F qcow2 o
+create -f qcow2 -b "$PWD/files/base.qcow2" -F qcow2 o
+create -f qcow2 -b ./link -F raw o
+create -f qcow2 -b file:base.qcow2 -F qcow2 o
+create -f qcow2 -o backing_file=base.qcow2,backing_fmt=qcow2 o
+create -f qcow2 -o backing_file=base.qcow2 -F qcow2 o
+create -f qcow2 -o backing_fmt=qcow2 -b base.qcow2 o
+create -f qcow2 -o backing_file=base.qcow2,backing_fmt=raw -b mid.qcow2 -F qcow2 o
+create -f qcow2 -b 'json:{"driver":"qcow2","file":{"driver":"file","filename":"base.qcow2"}}' -F qcow2 o
+create -f qcow2 -o preallocation=metadata,extended_l2=on -b base.qcow2 -F qcow2 o 1M
+create -f qcow2 -u -b nope -F qcow2 o 1M
+create -f qcow2 -u o 1M
+create -f qcow2 -u -b nope -F qcow2 o
+create -f qcow2 -o preallocation=full -b base.qcow2 -F qcow2 o 1M
+create -f qcow2 -o preallocation=metadata -b base.qcow2 -F qcow2 o 1M
+create -f qcow2 -b '' o 1M
+create -f qcow2 -F qcow2 o 1M
+create -f qcow2 -b o -F qcow2 o 1M
+END
+  peer_lines own_words <<'END'
+"detected format of qcow2" create -f qcow2 -b base.qcow2 o 5M
+"detected format of raw" create -f qcow2 -b base.raw o
+"without backing format" create -f qcow2 -u -b nope o 1M
+"base.raw: Image is not in qcow2 format" create -f qcow2 -b base.raw -F qcow2 o
+"Unknown driver 'bogus'" create -f qcow2 -b base.qcow2 -F bogus o
+"'nope': No such file" create -f qcow2 -b nope -F qcow2 o
+"'nope': No such file" create -f qcow2 -b nope -F qcow2 o 1M
+"orphan.qcow2: Could not open backing file" create -f qcow2 -b orphan.qcow2 -F qcow2 o
+"'dir': it is a directory" create -f qcow2 -b dir -F raw o 1M
+"Connection refused" create -f qcow2 -b nbd://localhost:1/ -F raw o 1M
+END
+}
+
+@test "create: bad invocations and names" {
+  make_files
+  peer_lines same_words <<'END'
+create
+create o
+create o 1M extra
+create -f
+create -o
+create -z o 1M
+create --bogus o 1M
+create -U o 1M
+create --image-opts o 1M
+create -f bogus o 1M
+create -f '' o 1M
+create -f bogus -o help
+create -o bogus=1 o 1M
+create dir 1M
+create -f qcow2 dir 1M
+create nodir/o 1M
+create -f qcow2 nodir/o 1M
+END
+  peer_lines own_words <<'END'
+"driver" create -f qcow2 json:{} 1M
+"a file of this name is ./bogus:o" create bogus:o 1M
+"Connection refused" create nbd:localhost:1 1M
+"character device" create /dev/null 1M
+"character device" create -f qcow2 /dev/full 1M
+"allowed are off, falloc, full" create -f raw -o preallocation=bogus o 1M
+END
+}
+
+@test "create: what is wrong is found before anything is printed or made" {
+  make_files
+  peer_lines "own_status 1 1 'requires a file name'" <<'END'
+create '' 1M
+create -f qcow2 '' 1M
+END
+  [ ! -s .our.out ]
+  peer_lines "own_status 1 1 'allowed are off, falloc, full'" <<'END'
+create -f raw -o preallocation=metadata o 1M
+END
+  [ ! -e ours/o ]
+}
+
+@test "create -o help lists the options in qemu-img's words" {
+  local f list
+  mkdir files theirs ours
+  for f in raw qcow2; do
+    for list in help '?' 'size=1M,help'; do
+      twin_img_output_built create -f $f -o "$list"
+      twin_img_output_built create -f $f -o "$list" o
+    done
+  done
+  twin_img_output_built create -o help
+}
+
+# "(not built yet)" behind an option is ours.
+twin_img_output_built () {
+  local theirs=(qemu-img "$@") ours=("$NBDIMG" "$@")
+  peer_run theirs ours
+  sed -i 's/ (not built yet)$//' "$BATS_TEST_TMPDIR/.our.out"
+  peer_same
+}
+
+@test "create: what is not built yet is refused by name, before the file is made" {
+  for o in encryption=on encrypt.format=luks encrypt.key-secret=s \
+    extent_size_hint=1M; do
+    expect_error 1 "${o%%=*}: " "$NBDIMG" create -f qcow2 -o $o o 1M
+    [[ $stderr == *"not built yet"* ]]
+  done
+  expect_error 1 "extent_size_hint: " "$NBDIMG" create -o extent_size_hint=1M o 1M
+  expect_error 1 "--object secret is not built yet" \
+    "$NBDIMG" create --object secret,id=s,data=x o 1M
+  [ ! -e o ]
+}
+
+@test "create: the words that newer qemu-img and its long options have" {
+  "$NBDIMG" create -q -f qcow2 base.qcow2 1M
+  "$NBDIMG" create --quiet --format=qcow2 --backing base.qcow2 \
+    --backing-format=qcow2 --options=cluster_size=4k o >out
+  [ ! -s out ]
+  "$NBDIMG" create -q -f qcow2 -b base.qcow2 -B qcow2 o2
+  "$NBDIMG" create -q -f qcow2 --backing-unsafe -b no -F raw o3 1M
+  for f in o o2 o3; do
+    qemu-img info $f | grep -x 'virtual size: 1 MiB (1048576 bytes)'
+  done
+  "$NBDIMG" create -q -o nocow o4 1M
+  "$NBDIMG" create -q -f qcow2 \
+    'json:{"driver":"qcow2","file":{"driver":"file","filename":"o5"}}' 1M
+  qemu-img check -q o5
+}
+
+@test "create under the name qemu-img speaks under that name" {
+  ln -s "$NBDIMG" qemu-img
+  [ "$(./qemu-img create o 1M)" = "$(qemu-img create o2 1M | sed s/o2/o/)" ]
+  expect_error 1 "qemu-img: Expecting image file name" ./qemu-img create
+}
+
+@test "create: preallocation takes its space" {
+  for f in raw qcow2; do
+    for p in off falloc full; do
+      "$NBDIMG" create -q -f $f -o preallocation=$p ours.$f.$p 8M
+      qemu-img create -q -f $f -o preallocation=$p theirs.$f.$p 8M
+      ours=$(stat -c %b ours.$f.$p) theirs=$(stat -c %b theirs.$f.$p)
+      [ $p = off ] || [ "$ours" -ge 16384 ]
+      [ $((ours - theirs)) -le 256 ] && [ $((theirs - ours)) -le 256 ] ||
+        fail "$f $p: $ours blocks, theirs $theirs"
+    done
+  done
+}
+
+@test "create: a full disk is said, and a new file removed" {
+  local limit
+  # 1024 blocks of 1 KiB; the signal is what a shell's limit sends
+  for limit in "create -o preallocation=full o 3M" \
+    "create -f qcow2 -o preallocation=full o 3M" "create o 3M"; do
+    run --separate-stderr bash -c "trap '' XFSZ; ulimit -f 1024
+      exec \"\$NBDIMG\" $limit"
+    [ "$status" = 1 ]
+    [[ $stderr == *"o: "*"File too large"* ]] || fail "$stderr"
+    [ ! -e o ]
+  done
+}
+
+@test "create: a small file system" {
+  need_root
+  mkdir small
+  mount -t tmpfs -o size=1M none small || skip "no mount"
+  expect_error 1 "No space left on device" \
+    "$NBDIMG" create -f qcow2 -o preallocation=full small/o 3M
+  [ ! -e small/o ]
+  "$NBDIMG" create -q -f qcow2 small/o 3M
+  qemu-img check -q small/o
+}
+
+@test "create: no permission, for the folder or the file" {
+  mkdir locked
+  "$NBDIMG" create -q locked/f 1M
+  "$NBDIMG" create -q f 1M
+  chmod 0 f
+  chmod 555 locked
+  for f in f locked/g; do
+    expect_error 1 "Could not create '$f': Permission denied" \
+      as_owner "$NBDIMG" create -f qcow2 $f 1M
+    run --separate-stderr as_owner qemu-img create -f qcow2 $f 1M
+    [ "$status" = 1 ]
+  done
+  chmod 755 locked
+  [ ! -e locked/g ]
+}
+
+@test "create: an image on a block device, and one too large for it" {
+  need_root
+  truncate -s 8M disk
+  loop=$(losetup -f --show disk) || skip "no loop device"
+  "$NBDIMG" create -q -f qcow2 "$loop" 64M
+  qemu-img check -q "$loop"
+  qemu-img info "$loop" | grep -x 'virtual size: 64 MiB (67108864 bytes)'
+  "$NBDIMG" create -q -f raw "$loop" 8M
+  qemu-img info "$loop" | grep -x 'file format: raw'
+  expect_error 1 "8388608" "$NBDIMG" create -f raw "$loop" 9M
+}
+
+@test "create: an image that a program has open, and the chain it is part of, stay" {
+  "$NBDIMG" create -q -f qcow2 a.qcow2 1M
+  "$NBDIMG" create -q -f qcow2 -b a.qcow2 -F qcow2 b.qcow2
+  cp a.qcow2 was
+  mkfifo keep
+  exec 5<>keep
+  start qemu-io a.qcow2 <keep >/dev/null 5>&-
+  poll 10 sh -c '! qemu-img info a.qcow2 >/dev/null 2>&1'
+  expect_error 1 "lock" "$NBDIMG" create -f qcow2 a.qcow2 2M
+  exec 5>&-
+  expect_error 1 "would be overwritten" \
+    "$NBDIMG" create -f qcow2 -b b.qcow2 -F qcow2 a.qcow2
+  cmp a.qcow2 was
+}
+
+@test "create: through a descriptor of the caller" {
+  : >o
+  "$NBDIMG" create -q -f qcow2 /dev/fd/7 1M 7<>o
+  qemu-img check -q o
+  qemu-img info o | grep -x 'file format: qcow2'
+}
