@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright the nbdimg developers.
+# shellcheck shell=bash disable=SC2154
+
+# nbdimg io beside qemu-io: what is printed (but for times), the exit status,
+# and what is in the images afterwards.
+
+load lib
+load peer
+
+teardown () {
+  [ -z "$loop" ] || losetup -d "$loop"
+  stop_all
+}
+
+make_files () {
+  mkdir files
+  (
+    cd files || exit
+    qemu-img create -q raw.img 1M
+    qemu-io -f raw -c 'write -q -P 1 64k 64k' -c 'write -q -P 2 512k 100k' raw.img
+    printf 'a pattern\n' >text
+    : >empty
+    qemu-img create -q -f qcow2 base.qcow2 4M
+    qemu-io -c 'write -q -P 1 0 128k' -c 'write -q -z 1M 64k' \
+      -c 'write -q -P 3 3M 64k' base.qcow2
+    qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 -o cluster_size=4k \
+      top.qcow2 5M
+    qemu-io -c 'write -q -P 9 64k 8k' top.qcow2
+    qemu-img create -q -f qcow2 -u -b nope -F qcow2 orphan.qcow2 1M
+    cp base.qcow2 corrupt.qcow2
+    poke corrupt.qcow2 79 02
+    cp base.qcow2 feature.qcow2
+    poke feature.qcow2 79 40
+    head -c 100 base.qcow2 >short.qcow2
+    mkdir dir
+  )
+}
+
+# The same words, and the same bytes afterwards.
+io_change () {
+  io_words "$@"
+  same_images raw.img base.qcow2 top.qcow2 >/dev/null
+}
+
+@test "io: read and readv" {
+  make_files
+  peer_lines 'io_words -f raw' <<'END'
+-c 'read 65000 1000' raw.img
+-c 'read -v 65500 64' raw.img
+-c 'read -v 131060 20' raw.img
+-c 'read -P 1 64k 64k' raw.img
+-c 'read -P 2 64k 64k' raw.img
+-c 'read -P 1 -s 512 -l 512 64k 2k' raw.img
+-c 'read -P 1 -s 512 64k 2k' raw.img
+-c 'read -P 1 -l 512 64k 2k' raw.img
+-c 'read -P 2 -s 512 -l 4k 64k 2k' raw.img
+-c 'read -q 0 512' raw.img
+-c 'read -C 0 512' raw.img
+-c 'read -p 0 512' raw.img
+-c 'read 1 1' raw.img
+-c 'r 0 512' raw.img
+-c 'readv 0 512 512' raw.img
+-c 'readv -v 0 16 16' raw.img
+-c 'readv -P 0 0 512 1k' raw.img
+-c 'readv -P 4 0 512 1k' raw.img
+-c 'readv -C 0 512 1k' raw.img
+-c 'readv -q 0 512 1k' raw.img
+-r -c 'read 0 512' raw.img
+END
+}
+
+@test "io: what is wrong with a request" {
+  make_files
+  peer_lines 'io_words -f raw' <<'END'
+-c 'read 0' raw.img
+-c read raw.img
+-c 'read x 512' raw.img
+-c 'read 0 x' raw.img
+-c 'read 0 3G' raw.img
+-c 'read 0 2G' raw.img
+-c 'read -P 300 0 1' raw.img
+-c 'read -P x 0 1' raw.img
+-c 'readv 0' raw.img
+-c 'readv 0 x' raw.img
+-c 'write 0' raw.img
+-c 'write -u 64k 64k' raw.img
+-c 'write -n 64k 64k' raw.img
+-c 'write -z -P 3 64k 64k' raw.img
+-c 'write -s nope 0 512' raw.img
+-c 'write -s empty 0 512' raw.img
+-c 'write -s text -P 1 0 512' raw.img
+-r -c 'write 0 512' raw.img
+-c 'aio_write -u 0 512' -c aio_flush raw.img
+-c 'aio_write -z -P 1 0 512' raw.img
+-c 'aio_flush x' raw.img
+-c 'discard 0 3G' raw.img
+-c 'discard x 1' raw.img
+-c 'alloc 64k x' raw.img
+-c 'alloc 1 512' raw.img
+-c 'alloc 2M 512' raw.img
+-c 'truncate x' raw.img
+-c 'sleep x' raw.img
+-c sleep raw.img
+-c 'sigraise x' raw.img
+-c bogus raw.img
+-c 'help bogus' raw.img
+-c '' raw.img
+END
+  peer_lines 'io_own "beyond the end of the disk" -f raw' <<'END'
+-c 'read 2M 512' raw.img
+-c 'read 1048000 1000' raw.img
+-c 'write 2M 512' raw.img
+-c 'write 1M 512' raw.img
+-c 'aio_read 2M 512' -c aio_flush raw.img
+-c 'discard 2M 64k' raw.img
+END
+  peer_lines io_own <<'END'
+"no compressed clusters" -f raw -c 'write -c 0 64k' raw.img
+"whole clusters" -c 'write -c 512 512' base.qcow2
+END
+}
+
+# Of a command that is used wrongly the line with its options is ours.
+io_usage () {
+  local theirs ours f
+  twin_io_run "$@"
+  for f in .our.out .their.out; do
+    sed -i -E 's/^([a-z_]+ \[).* -- .*/\1/' "$BATS_TEST_TMPDIR/$f"
+  done
+  peer_same
+}
+
+@test "io: a command that is used wrongly shows how it is used" {
+  make_files
+  peer_lines 'io_usage -f raw' <<'END'
+-c 'read -s 512 64k 2k' raw.img
+-c 'read -1 512' raw.img
+-c 'read 0 -1' raw.img
+-c 'read -z 0 512' raw.img
+-c 'writev -z 0 512' raw.img
+-c 'open -z raw.img'
+END
+}
+
+@test "io: write and writev, with every option" {
+  make_files
+  peer_lines 'io_change -f raw' <<'END'
+-c 'write 0 512' -c 'read -v 0 32' raw.img
+-c 'write -P 5 100 1000' -c 'read -P 5 100 1000' raw.img
+-c 'write -f -P 5 100 1000' raw.img
+-c 'write -z 64k 64k' -c 'read -P 0 64k 64k' raw.img
+-c 'write -z -u 64k 64k' -c map raw.img
+-c 'write -n -z 1M 0' raw.img
+-c 'write -C -P 3 64k 64k' raw.img
+-c 'write -q -P 3 64k 64k' raw.img
+-c 'write -p 0 512' raw.img
+-c 'write -s text 0 512' -c 'read -v 0 32' raw.img
+-c 'w -P 8 0 1' raw.img
+-c 'writev -P 3 0 512 1k' -c 'read -P 3 0 1536' raw.img
+-c 'writev -f 0 512' raw.img
+-c 'writev -C 0 512' raw.img
+-c 'writev -q 0 512' raw.img
+END
+  peer_lines io_change <<'END'
+-c 'write -P 4 60k 10k' -c 'read -v 61430 20' base.qcow2
+-c 'write -P 4 60k 10k' -c map top.qcow2
+-c 'write -c -P 7 1536k 64k' -c 'read -P 7 1536k 64k' base.qcow2
+-c 'write -z 0 64k' -c map base.qcow2
+-c 'write -z -u 0 64k' -c map base.qcow2
+END
+}
+
+@test "io: requests in the background" {
+  make_files
+  peer_lines 'io_change -f raw' <<'END'
+-c 'aio_read 0 512' -c aio_flush raw.img
+-c 'aio_read -P 0 0 512' -c aio_flush raw.img
+-c 'aio_read -P 5 0 512' -c aio_flush raw.img
+-c 'aio_read -v 0 16' -c aio_flush raw.img
+-c 'aio_read -q 0 16' -c aio_flush raw.img
+-c 'aio_read -C 0 512' -c aio_flush raw.img
+-c 'aio_read -i 0 512' raw.img
+-c 'aio_write -P 3 0 512' -c aio_flush -c 'read -P 3 0 512' raw.img
+-c 'aio_write -z 0 512' -c aio_flush -c 'read -P 0 0 512' raw.img
+-c 'aio_write -z -u 0 512' -c aio_flush -c 'read -P 0 0 512' raw.img
+-c 'aio_write -f 0 512' -c aio_flush raw.img
+-c 'aio_write -i 0 512' raw.img
+END
+}
+
+@test "io: discard, alloc, map, length, truncate, info, flush, sleep" {
+  make_files
+  peer_lines 'io_change -f raw' <<'END'
+-c 'discard 64k 64k' -c map raw.img
+-c 'discard -q 64k 64k' raw.img
+-c 'discard -C 64k 64k' raw.img
+-c 'alloc 64k' raw.img
+-c 'alloc 64k 128k' raw.img
+-c map raw.img
+-c length raw.img
+-c length text
+-c 'truncate 2M' -c length raw.img
+-c 'truncate 512k' -c length raw.img
+-c info raw.img
+-c flush raw.img
+-c f raw.img
+-c 'sleep 1' raw.img
+END
+  peer_lines io_change <<'END'
+-c 'discard 0 1M' -c map base.qcow2
+-c 'alloc 0 4M' base.qcow2
+-c 'alloc 0 5M' top.qcow2
+-c alloc top.qcow2
+-c map top.qcow2
+-c l base.qcow2
+-c 'truncate 8M' -c length base.qcow2
+-c info base.qcow2
+-c i top.qcow2
+END
+}
+
+@test "io: open, close, reopen, quit" {
+  make_files
+  peer_lines io_change <<'END'
+-c 'open -r base.qcow2' -c 'read 0 512' -c close
+-c 'open base.qcow2' -c 'open base.qcow2'
+-c 'open nope'
+-c 'open -o driver=qcow2 base.qcow2' -c length
+-c open
+-c 'open -n base.qcow2' -c length
+-c 'open -s base.qcow2' -c 'write -P 9 0 64k' -c close -c 'open base.qcow2' -c 'read -P 1 0 64k'
+-c close -c length base.qcow2
+-c close
+-c length
+-c 'reopen -r' -c 'write 0 512' base.qcow2
+-c 'reopen -w' -c 'write 0 512' base.qcow2
+-r -c 'reopen -w' -c 'write 0 512' base.qcow2
+-c 'reopen -c none' -c 'write 0 512' base.qcow2
+-c 'reopen -c bogus' -c 'write 0 512' base.qcow2
+-c 'reopen -r -w' base.qcow2
+-c quit -c bogus base.qcow2
+-c q base.qcow2
+END
+}
+
+@test "io: the options of the program" {
+  make_files
+  peer_lines io_change 7<>files/raw.img <<'END'
+-r -U -c 'read 0 512' base.qcow2
+-U -c 'read 0 512' base.qcow2
+-n -c 'read 0 512' base.qcow2
+-n -f raw -c 'read 1 5' -c 'write 3 7' -c 'read -P 0xcd 3 7' raw.img
+-t none -c 'write 0 512' base.qcow2
+-t directsync -c 'write 0 512' base.qcow2
+-t writethrough -c 'write 0 512' base.qcow2
+-t writeback -c 'write 0 512' base.qcow2
+-t unsafe -c 'write 0 512' base.qcow2
+--cache bogus -c 'read 0 512' base.qcow2
+-d unmap -c 'discard 0 64k' base.qcow2
+-d ignore -c 'discard 0 64k' -c 'read -P 1 0 64k' base.qcow2
+-d bogus base.qcow2
+-s -c 'write -P 9 0 64k' -c 'read -P 9 0 64k' base.qcow2
+-m -c 'write -P 9 0 64k' -c 'read -P 9 0 64k' base.qcow2
+-i threads -c 'read 0 512' base.qcow2
+-i bogus -c 'read 0 512' base.qcow2
+--image-opts -c 'read 0 512' driver=qcow2,file.filename=base.qcow2
+--image-opts -f qcow2 -c 'read 0 512' driver=qcow2,file.filename=base.qcow2
+--image-opts -c 'read 0 512' bogus=1
+-c 'read 0 512' 'json:{"driver":"qcow2","file":{"driver":"file","filename":"base.qcow2"}}'
+--read-only --force-share --cmd 'read 0 512' base.qcow2
+-f raw -c 'read -v 65530 12' /dev/fd/7
+-r -f raw -c 'read -v 65530 12' /dev/fd/7
+END
+}
+
+@test "io: images that cannot be opened" {
+  make_files
+  peer_lines io_words <<'END'
+nope
+-r nope
+''
+dir
+-f qcow2 raw.img
+-f bogus raw.img
+-c 'read 0 512' feature.qcow2
+-c 'read 0 512' orphan.qcow2
+-r -c 'read 0 512' corrupt.qcow2
+END
+  peer_lines io_own <<'END'
+"marked corrupt" -c 'write 0 512' corrupt.qcow2
+"ends within the header" -c 'read 0 512' short.qcow2
+END
+  chmod 0 files/raw.img
+  expect_error 1 "Permission denied" \
+    as_owner "$NBDIMG" io -f raw -c 'read 0 1' files/raw.img
+}
+
+@test "io: lines from standard input, with the prompt" {
+  make_files
+  cp -r files theirs
+  cp -r files ours
+  printf 'length\n\nwrite -P 3 0 512\nread -P 3 0 512\nbogus\nquit\nlength\n' >in
+  run -1 sh -c 'cd theirs && qemu-io base.qcow2 <../in >../theirs.out 2>&1'
+  run -1 sh -c 'cd ours && "$NBDIMG" io base.qcow2 <../in >../ours.out 2>&1'
+  peer_names theirs.out ours.out
+  peer_times theirs.out ours.out
+  diff theirs.out ours.out
+  same_images base.qcow2
+}
+
+@test "io under the name qemu-io is qemu-io" {
+  make_files
+  ln -s "$NBDIMG" qemu-io
+  for line in 'read 0 512' 'read -P 1 0 1' 'write 0 512' length bogus; do
+    run qemu-io -c "$line" files/base.qcow2
+    theirs_status=$status
+    printf '%s\n' "$output" >theirs.out
+    run ./qemu-io -c "$line" files/base.qcow2
+    [ "$status" = "$theirs_status" ]
+    printf '%s\n' "$output" >ours.out
+    peer_times theirs.out ours.out
+    diff theirs.out ours.out
+  done
+  expect_error 1 "qemu-io: can't open device nope" ./qemu-io nope
+  [ "$(echo length | ./qemu-io files/base.qcow2)" = 'qemu-io> 4 MiB
+qemu-io> ' ]
+}
+
+@test "io: a raw disk whose format is not named gives a warning, in fewer words" {
+  make_files
+  peer_lines 'io_own "-f raw allows it"' <<'END'
+-c 'read 0 512' raw.img
+-c map raw.img
+END
+}
+
+@test "io: what is not there is refused by its name" {
+  make_files
+  cd files
+  while IFS='|' read -r text line; do
+    expect_error 1 "$text" "$NBDIMG" io -c "$line" base.qcow2
+  done <<'END'
+-b is not built yet|read -b 0 512
+-b is not built yet|write -b 0 512
+shrinking qcow2 images is not built yet|truncate 512k
+truncate -m falloc is not built yet|truncate -m falloc 8M
+reopen -o is not built yet|reopen -o bogus=1
+break is not supported|break a b
+END
+  expect_error 1 "--aio=native is not built yet" "$NBDIMG" io -i native base.qcow2
+  expect_error 1 "--aio=io_uring is not" "$NBDIMG" io --aio io_uring base.qcow2
+  expect_error 1 "--aio=native is not built yet" "$NBDIMG" io -k base.qcow2
+  expect_error 1 "--copy-on-read is not built yet" "$NBDIMG" io -C base.qcow2
+  expect_error 1 "--object" "$NBDIMG" io --object secret,id=s,data=x base.qcow2
+}
+
+@test "io: no space" {
+  make_files
+  run --separate-stderr bash -c "trap '' XFSZ; ulimit -f 3072
+    exec \"\$NBDIMG\" io -c 'write 0 4M' files/base.qcow2"
+  [ "$status" = 1 ]
+  [[ $output == "write failed: File too large"* ]]
+  [[ $stderr == *"base.qcow2: "* ]]
+  run qemu-img check files/base.qcow2
+  [ "$status" = 0 ] || [ "$status" = 3 ]
+}
+
+@test "io: a block device and an NBD export" {
+  need nbdkit
+  make_files
+  nbdkit -U - memory 1M --run "'$NBDIMG' io -f raw -c 'write -P 3 1k 1k' \
+    -c 'read -P 3 1k 1k' \"\$uri\"" | grep -x 'read 1024/1024 bytes at offset 1024'
+  need_root
+  loop=$(losetup -f --show files/base.qcow2) || skip "no loop device"
+  "$NBDIMG" io -c 'write -P 8 0 64k' "$loop"
+  qemu-io -r -c 'read -P 8 0 64k' "$loop"
+  qemu-img check -q "$loop"
+}
