@@ -124,17 +124,6 @@ same_images () {
   done
 }
 
-# poke FILE OFFSET HEX: overwrite bytes
-poke () {
-  local hex=$3 text=
-  while [ -n "$hex" ]; do
-    text+="\\x${hex:0:2}"
-    hex=${hex:2}
-  done
-  # shellcheck disable=SC2059
-  printf "$text" | dd of="$1" bs=1 seek=$(($2)) conv=notrunc status=none
-}
-
 # ---- many invocations ----
 
 # Each line of standard input is a list of arguments, quoted as for the shell.
