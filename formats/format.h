@@ -363,6 +363,7 @@ enum { FORMAT_PROBE_SIZE = 2048 };
 
 extern const struct format_ops format_raw;
 extern const struct format_ops format_qcow2;
+extern const struct format_ops format_qed;
 extern const struct format_ops format_vdi;
 
 #endif /* NBDIMG_FORMAT_H */

@@ -7,9 +7,8 @@
  *
  * The magics of foreign formats are those of their published layouts: VMDK
  * (Virtual Disk Format 1.1 and 5.0), VHD 1.0, VHDX 1.0, Parallels
- * (docs/interop/parallels.txt of QEMU), LUKS1; qcow version 1 and QED as the
- * images of their own tools begin.  A dmg is known by its last sector only
- * and is not looked for.
+ * (docs/interop/parallels.txt of QEMU), LUKS1; qcow version 1 as the images of
+ * QEMU begin.  A dmg is known by its last sector only and is not looked for.
  */
 
 #include <config.h>
@@ -23,6 +22,7 @@
 
 const struct format_ops *const formats[] = {
   &format_qcow2,
+  &format_qed,
   &format_vdi,
   &format_raw,
   NULL,
@@ -42,7 +42,6 @@ struct foreign {
 
 static const struct foreign foreigns[] = {
   { "qcow", "qcow (version 1)", true, MAGIC ("QFI\xfb\0\0\0\1") },
-  { "qed", "QED", true, MAGIC ("QED\0") },
   { "luks", "LUKS", true, MAGIC ("LUKS\xba\xbe\0\1") },
   { "vmdk", "VMDK", false, MAGIC ("KDMV") },
   { "vmdk", "VMDK", false, MAGIC ("COWD") },

@@ -108,8 +108,11 @@ image_share (struct image *im, uint64_t offset, uint64_t len,
   *done = 0;
   if (io_check_write (im, offset, len, e) == -1)
     return -1;
-  /* A disk that was probed may not get another format's header this way. */
-  if (io_is_probed_head (im, offset)
+  /* A disk that was probed may not get another format's header this way.  A
+   * format that drops nothing could not give back the place where sharing turns
+   * out to be impossible.
+   */
+  if (io_is_probed_head (im, offset) || im->format->info.trim_in_place
       || !is_aligned (offset | len, im->format->info.cow_size))
     return 0;
   gate_enter (&im->gate);

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "common/text.h"
+#include "formats/holes.h"
 #include "formats/qcow2/check.h"
 
 #define DEFAULT_MEMORY (64 * MiB)
@@ -104,26 +105,7 @@ check_progress (struct checker *c, uint64_t done, uint64_t total,
 uint64_t
 check_skip_hole (const struct checker *c, uint64_t at, uint64_t end)
 {
-  uint64_t file = storage_size (c->st);
-  struct storage_extent extents[8];
-  struct error ignored = ERROR_INIT;
-  size_t nr;
-
-  if (!c->st->caps.is_local_file)
-    return at;
-  while (at < end) {
-    if (at >= file)
-      return end;
-    if (storage_extents (c->st, at, min_u64 (end, file) - at, extents, 8, &nr,
-                         &ignored) == -1)
-      return at;
-    for (size_t i = 0; i < nr; ++i) {
-      if (extents[i].kind == EXTENT_DATA)
-        return at;
-      at += extents[i].length;
-    }
-  }
-  return end;
+  return skip_hole (c->st, at, end);
 }
 
 static int

@@ -155,7 +155,6 @@ test_foreign (void)
     size_t len;
   } rows[] = {
     { 0, "QFI\xfb\0\0\0\1", "qcow", 8 },
-    { 0, "QED\0", "qed", 4 },
     { 0, "LUKS\xba\xbe\0\1", "luks", 8 },
     { 0, "KDMV", "vmdk", 4 },
     { 0, "COWD", "vmdk", 4 },

@@ -43,6 +43,11 @@ static const struct kind kinds[] = {
   { "compat=1.1,cluster_size=4096,compression_type=zstd", true, false },
   { "vdi:static=off", false, false },
   { "vdi:static=on", false, false },
+  { "qed:cluster_size=65536", false, false },
+  { "qed:cluster_size=65536", true, false },
+  { "qed:cluster_size=4096,table_size=1", true, false },
+  { "qed:cluster_size=4096,table_size=16", false, false },
+  { "qed:cluster_size=2097152,table_size=2", true, false },
 };
 enum { NR_KINDS = sizeof kinds / sizeof kinds[0] };
 

@@ -31,6 +31,10 @@ static const struct kind kinds[] = {
   { "compat=1.1,cluster_size=4096,lazy_refcounts=on,refcount_bits=32", true,
     false },
   { "vdi:static=off", false, false },
+  { "qed:cluster_size=65536", true, false },
+  { "qed:cluster_size=4096,table_size=1", true, false },
+  { "qed:cluster_size=4096,table_size=16", false, false },
+  { "qed:cluster_size=2097152,table_size=1", true, false },
 };
 enum { NR_KINDS = sizeof kinds / sizeof kinds[0] };
 

@@ -29,6 +29,8 @@ static const struct {
   { &format_qcow2, "compat=0.10,cluster_size=4096" },
   { &format_qcow2, "compat=1.1,cluster_size=4096,lazy_refcounts=on" },
   { &format_qcow2, "compat=1.1,cluster_size=512" },
+  { &format_qed, "cluster_size=4096" },
+  { &format_qed, "cluster_size=65536,table_size=1" },
 };
 enum { NR_KINDS = sizeof kinds / sizeof kinds[0] };
 
