@@ -18,6 +18,7 @@
 #include "common/text.h"
 #include "formats/holes.h"
 #include "formats/qcow2/check.h"
+#include "formats/qcow2/repair.h"
 
 #define DEFAULT_MEMORY (64 * MiB)
 #define MIN_MEMORY (1 * MiB)
@@ -31,36 +32,58 @@ static void
 tell (struct checker *c, const char *text)
 {
   c->nr_findings++;
-  if (!c->opts || !c->opts->finding)
+  if (!c->opts || !c->opts->finding || c->repairing)
     return;
   c->opts->finding (c->opts->opaque, c->nr_findings <= MAX_FINDINGS ? text
                     : "There is more; it is counted, but not listed.");
 }
 
+/* *REASON: its text is the one to give as the reason. */
 static bool
-count_finding (struct checker *c, enum finding kind)
+count_finding (struct checker *c, enum finding kind, bool *reason)
 {
+  struct damage *d = &c->damage;
+
+  *reason = false;
   switch (kind) {
-  case FINDING_CORRUPTION: return c->result->corruptions++ == 0;
-  case FINDING_LEAK: c->result->leaks++; break;
-  case FINDING_ERROR: c->result->check_errors++; break;
-  case FINDING_NOTE: break;
+  case FINDING_NOTE: return false;
+  case FINDING_LEAK: c->result->leaks++; return false;
+  case FINDING_ERROR:
+    *reason = d->unreadable++ == 0;
+    c->result->check_errors++;
+    return false;
+  case FINDING_REFBLOCK_ERROR:
+    d->anew++;
+    c->result->check_errors++;
+    return false;
+  case FINDING_LOST: *reason = d->lost++ + d->unreadable == 0; break;
+  case FINDING_SHARED: d->shared++; break;
+  case FINDING_AUTOCLEAR: d->autoclear++; break;
+  case FINDING_ENTRY: d->entries++; break;
+  case FINDING_SNAPSHOT: d->snapshots++; break;
+  case FINDING_REFCOUNT: d->refcounts++; break;
+  case FINDING_REFCOUNTS: d->anew++; break;
+  case FINDING_FLAG: d->flags++; break;
+  case FINDING_CORRUPTION: d->left++; break;
   }
-  return false;
+  return c->result->corruptions++ == 0;
 }
 
 void
 check_finding (struct checker *c, enum finding kind, const char *fmt, ...)
 {
-  bool first = count_finding (c, kind);
+  bool reason, first = count_finding (c, kind, &reason);
   char text[512];
   va_list ap;
 
-  if (check_is_flooded (c) && !first)
+  if (check_is_flooded (c) && !first && !reason)
     return;
   va_start (ap, fmt);
   vsnprintf (text, sizeof text, fmt, ap);
   va_end (ap);
+  if (reason)
+    snprintf (c->damage.text, sizeof c->damage.text, "%.*s",
+              (int) sizeof c->damage.text - 1, text);
   if (first)
     snprintf (c->first_corruption, sizeof c->first_corruption, "%.*s",
               (int) sizeof c->first_corruption - 1, text);
@@ -74,9 +97,10 @@ check_is_flooded (const struct checker *c)
 }
 
 void
-check_outside (struct checker *c, uint64_t host, uint64_t length)
+check_outside (struct checker *c, enum finding kind, uint64_t host,
+               uint64_t length)
 {
-  check_finding (c, FINDING_CORRUPTION, "ERROR: counting reference for region"
+  check_finding (c, kind, "ERROR: counting reference for region"
                  " exceeding the end of the file by one cluster or more: offset"
                  " 0x%" PRIx64 " size 0x%" PRIx64, host, length);
 }
@@ -175,7 +199,7 @@ add_l1 (struct checker *c, struct segments *l, uint64_t host, uint32_t entries,
   uint64_t length = (uint64_t) entries * 8;
 
   if (!in_file (c, host, length)) {
-    check_outside (c, host, length);
+    check_outside (c, FINDING_LOST, host, length);
     return 0;
   }
   return segments_add (l, host, host + length, active, e);
@@ -189,7 +213,7 @@ add_snapshot (struct checker *c, struct segments *l, uint32_t index,
   const char *what = NULL;
 
   if (s->incomplete)
-    check_finding (c, FINDING_CORRUPTION,
+    check_finding (c, FINDING_SNAPSHOT,
                    "ERROR snapshot table entry %u is incomplete", index);
   if (!is_aligned (s->l1_table_offset, c->q->cluster_size))
     what = "L1 table is not cluster aligned";
@@ -202,7 +226,7 @@ add_snapshot (struct checker *c, struct segments *l, uint32_t index,
   name = printable (raw);
   if (!name)
     return error_nomem (e, "a name", sizeof raw);
-  check_finding (c, FINDING_CORRUPTION, "ERROR %s l1_offset=0x%" PRIx64
+  check_finding (c, FINDING_LOST, "ERROR %s l1_offset=0x%" PRIx64
                  " l1_size=0x%" PRIx32 ": %s; snapshot table entry corrupted",
                  name, s->l1_table_offset, s->l1_size, what);
   free (name);
@@ -248,7 +272,7 @@ find_bitmap_tables (struct checker *c, struct segments *l, struct error *e)
     uint64_t length = (uint64_t) b.table_size * 8;
 
     if (!in_file (c, b.table_offset, length))
-      check_outside (c, b.table_offset, length);
+      check_outside (c, FINDING_LOST, b.table_offset, length);
     else if (segments_add (l, b.table_offset, b.table_offset + length, false,
                            e) == -1)
       break;
@@ -257,7 +281,7 @@ find_bitmap_tables (struct checker *c, struct segments *l, struct error *e)
   if (r == -1 && bad.err == ENOMEM)
     return error_set (e, ENOMEM, "%s", bad.text);
   if (r == -1)
-    check_finding (c, FINDING_CORRUPTION, "ERROR: %s", bad.text);
+    check_finding (c, FINDING_LOST, "ERROR: %s", bad.text);
   return e->err ? -1 : 0;
 }
 
@@ -295,8 +319,6 @@ check_add_range (struct checker *c, uint64_t host, uint64_t length,
     return 0;
   if (last >= c->nr_clusters) {
     *inside = false;
-    if (c->first)
-      check_outside (c, host, length);
     return 0;
   }
   for (uint64_t i = host >> bits; i <= last; ++i)
@@ -310,6 +332,7 @@ struct metadata {
   uint64_t host, length;
   uint32_t nr;
   const char *what;
+  bool refcounts;               /* the refcount table, or a refcount block */
   uint64_t index;               /* of a refcount block */
 };
 typedef int (*visit_fn) (struct checker *c, const struct metadata *m,
@@ -338,14 +361,14 @@ report_reftable_entry (struct checker *c, uint64_t i, uint64_t entry)
   uint64_t place = entry & ~REFTABLE_RESERVED;
 
   if (entry & REFTABLE_RESERVED)
-    check_finding (c, FINDING_CORRUPTION, "ERROR refcount table entry %" PRIu64
+    check_finding (c, FINDING_REFCOUNTS, "ERROR refcount table entry %" PRIu64
                    " has reserved bits set", i);
   if (!is_aligned (place, c->q->cluster_size))
-    check_finding (c, FINDING_CORRUPTION, "ERROR refcount block %" PRIu64
+    check_finding (c, FINDING_REFCOUNTS, "ERROR refcount block %" PRIu64
                    " is not cluster aligned; refcount table entry corrupted",
                    i);
   else if (place && !check_refblock (c, entry))
-    check_finding (c, FINDING_CORRUPTION, "ERROR refcount block %" PRIu64
+    check_finding (c, FINDING_REFCOUNTS, "ERROR refcount block %" PRIu64
                    " is outside image", i);
 }
 
@@ -360,6 +383,7 @@ visit_refblocks (struct checker *c, visit_fn visit, bool report,
   uint64_t at = 0, start = c->q->refcount_table_offset;
   struct metadata m = {
     .length = c->q->cluster_size, .nr = 1, .what = refblock_name,
+    .refcounts = true,
   };
   struct reader reader;
   int r = 0;
@@ -398,6 +422,7 @@ visit_metadata (struct checker *c, visit_fn visit, bool report,
   }, reftable = {
     .host = q->refcount_table_offset, .nr = 1, .what = "refcount table",
     .length = (uint64_t) q->refcount_table_clusters << q->cluster_bits,
+    .refcounts = true,
   }, snapshots = {
     .host = q->snapshots_offset, .length = c->snapshots_length, .nr = 1,
     .what = "snapshot table",
@@ -427,8 +452,13 @@ visit_add (struct checker *c, const struct metadata *m, struct error *e)
 {
   bool inside;
 
-  return check_add_range (c, m->host, m->length, m->nr, REF_PLAIN, &inside,
-                          e);
+  if (check_add_range (c, m->host, m->length, m->nr, REF_PLAIN, &inside,
+                       e) == -1)
+    return -1;
+  if (!inside && c->first)
+    check_outside (c, m->refcounts ? FINDING_REFCOUNTS : FINDING_LOST,
+                   m->host, m->length);
+  return 0;
 }
 
 /* Bits 1 to 8 and 56 to 63; bit 0 too when there is an offset. */
@@ -446,21 +476,26 @@ add_bitmap_data (struct checker *c, const struct segment *s, uint64_t host,
     check_finding (c, FINDING_CORRUPTION, "ERROR bitmap table entry %" PRIx64
                    " has reserved bits set", entry);
   if (c->first && !is_aligned (place, c->q->cluster_size))
-    check_finding (c, FINDING_CORRUPTION, "ERROR bitmap data offset=%" PRIx64
+    check_finding (c, FINDING_LOST, "ERROR bitmap data offset=%" PRIx64
                    " is not properly aligned", place);
   if (place == 0)
     return 0;
-  return check_add_range (c, place, c->q->cluster_size, s->nr, REF_PLAIN,
-                          &inside, e);
+  if (check_add_range (c, place, c->q->cluster_size, s->nr, REF_PLAIN,
+                       &inside, e) == -1)
+    return -1;
+  if (!inside && c->first)
+    check_outside (c, FINDING_LOST, place, c->q->cluster_size);
+  return 0;
 }
 
 int
 check_walk (struct checker *c, struct error *e)
 {
+  c->flags_suspect = false;
   if (visit_metadata (c, visit_add, c->first, e) == -1
       || check_each_entry (c, &c->bitmap_tables, add_bitmap_data, e) == -1)
     return -1;
-  return check_each_l2_part (c, check_walk_l2, e);
+  return check_each_l2_part (c, NULL, check_walk_l2, e);
 }
 
 /* ---- overlaps ---- */
@@ -482,23 +517,25 @@ visit_overlap (struct checker *c, const struct metadata *m, struct error *e)
       continue;
     if (m->what == refblock_name)
       snprintf (index, sizeof index, " %" PRIu64, m->index);
-    check_finding (c, FINDING_CORRUPTION, "ERROR %s%s refcount=%" PRIu64
-                   " (cluster %" PRIu64 ")", m->what, index, count, i);
+    check_finding (c, m->refcounts ? FINDING_REFCOUNTS : FINDING_SHARED,
+                   "ERROR %s%s refcount=%" PRIu64 " (cluster %" PRIu64 ")",
+                   m->what, index, count, i);
   }
   return 0;
 }
 
 /* L1 entries may share an L2 table, but nothing else may be there. */
 static int
-l2_overlaps (struct checker *c, struct error *e)
+l2_overlaps (struct checker *c, void *opaque, struct error *e)
 {
+  (void) opaque;
   (void) e;
   for (size_t i = 0; i < c->nr_l2; ++i) {
     uint64_t cluster = c->l2[i].host >> c->q->cluster_bits;
     uint64_t count = refmap_get (&c->refs, cluster).count;
 
     if (count > c->l2[i].refs)
-      check_finding (c, FINDING_CORRUPTION, "ERROR L2 table refcount=%" PRIu64
+      check_finding (c, FINDING_SHARED, "ERROR L2 table refcount=%" PRIu64
                      " (cluster %" PRIu64 "), of these %u by L1 entries",
                      count, cluster, c->l2[i].refs);
   }
@@ -510,7 +547,7 @@ check_overlaps (struct checker *c, struct error *e)
 {
   if (visit_metadata (c, visit_overlap, false, e) == -1)
     return -1;
-  return check_each_l2_part (c, l2_overlaps, e);
+  return check_each_l2_part (c, NULL, l2_overlaps, e);
 }
 
 /* ---- entry point ---- */
@@ -545,23 +582,47 @@ checker_free (struct checker *c)
   free (c->l2);
 }
 
-static int
-check_windows (struct checker *c, struct error *e)
+int
+check_each_window (struct checker *c, void *opaque,
+                   int (*fn) (struct checker *c, void *opaque,
+                              struct error *e), struct error *e)
 {
   uint64_t lo = 0;
 
-  if (check_find_tables (c, e) == -1)
-    return -1;
   do {
     refmap_begin (&c->refs, lo, c->nr_clusters);
-    c->flags_suspect = false;
-    if (check_walk (c, e) == -1 || check_overlaps (c, e) == -1
-        || check_compare (c, e) == -1
-        || (c->flags_suspect && check_flags (c, e) == -1))
+    if (check_walk (c, e) == -1 || fn (c, opaque, e) == -1)
       return -1;
     c->first = false;
     lo = c->refs.hi;
   } while (lo < c->nr_clusters);
+  return 0;
+}
+
+static int
+check_window (struct checker *c, void *opaque, struct error *e)
+{
+  (void) opaque;
+  if (check_overlaps (c, e) == -1 || check_compare (c, e) == -1)
+    return -1;
+  return c->flags_suspect ? check_flags (c, e) : 0;
+}
+
+int
+check_run (struct checker *c, struct error *e)
+{
+  const struct qcow2 *q = c->q;
+
+  if (q->version >= 3 && q->header_length % 8)
+    check_finding (c, FINDING_NOTE, "Warning: the header length %" PRIu32
+                   " is not a multiple of 8", q->header_length);
+  if ((q->autoclear_features & AUTOCLEAR_DATA_FILE_RAW)
+      && !(q->incompatible_features & INCOMPAT_DATA_FILE))
+    check_finding (c, FINDING_AUTOCLEAR, "ERROR the external data file is"
+                   " called raw, and there is none");
+  if (check_find_tables (c, e) == -1
+      || check_each_window (c, NULL, check_window, e) == -1)
+    return -1;
   return check_progress (c, 1, 1, e);
 }
 
@@ -573,17 +634,13 @@ qcow2_check (struct format *f, const struct format_check_options *opts,
   struct checker c;
   int r;
 
-  if (opts->repair != REPAIR_NONE)
-    return error_set (e, ENOTSUP, "%s: repair of qcow2 images is not built"
-                      " yet", f->storage->name);
   r = checker_init (&c, q, opts, result, opts->memory, e);
-  if (r == 0 && q->version >= 3 && q->header_length % 8)
-    check_finding (&c, FINDING_NOTE, "Warning: the header length %" PRIu32
-                   " is not a multiple of 8", q->header_length);
   if (r == 0)
-    r = check_windows (&c, e);
+    r = check_run (&c, e);
   result->total_clusters = div_round_up (f->info.size, q->cluster_size);
   result->image_end_offset = c.end << q->cluster_bits;
   checker_free (&c);
+  if (r == 0 && opts->repair != REPAIR_NONE)
+    return qcow2_repair (q, opts, &c.damage, c.end, result, e);
   return r == -1 ? error_prefix (e, "%s: check", f->storage->name) : 0;
 }

@@ -5,10 +5,12 @@
  *
  *   check.c          entry point, findings, metadata other than L1 and L2
  *   check_walk.c     L1 and L2 tables: who refers to which cluster
- *   check_compare.c  the result against the refcounts on disk, and the COPIED
- *                    flags against both
- *   mend.c           refcounts of an image with the dirty bit
+ *   check_compare.c  the result against the refcounts on disk
+ *   check_flags.c    the COPIED flags against both
  *   segments.c       tables that overlap, cut so that each byte is read once
+ *   mend.c           refcounts made right in place; images with the dirty bit
+ *   rebuild.c        refcounts made anew
+ *   repair.h         check -r
  *
  * One window of clusters (refmap.h) after the other: walk over all tables and
  * count the references into the window, then compare.  Everything that is not
@@ -56,9 +58,36 @@ extern void segments_clear (struct segments *l);
 
 /* ---- check.c ---- */
 
+/* Kinds of findings, by what a repair can do about them. */
 enum finding {
-  FINDING_CORRUPTION, FINDING_LEAK, FINDING_ERROR /* could not be read */,
-  FINDING_NOTE /* not counted */,
+  /* corruptions: */
+  FINDING_CORRUPTION,           /* nothing, but it is in nobody's way */
+  FINDING_LOST,                 /* what should be there is not known: nothing,
+                                   and nobody knows which clusters are its */
+  FINDING_SHARED,               /* a cluster is metadata and something else */
+  FINDING_AUTOCLEAR,            /* the autoclear bit is cleared */
+  FINDING_ENTRY,                /* the entry is put right */
+  FINDING_SNAPSHOT,             /* the snapshot table is written anew */
+  FINDING_REFCOUNT,             /* a refcount is raised */
+  FINDING_REFCOUNTS,            /* the refcount structures are made anew */
+  FINDING_FLAG,                 /* a COPIED flag is put right */
+  /* not corruptions: */
+  FINDING_LEAK,
+  FINDING_ERROR,                /* a table could not be read */
+  FINDING_REFBLOCK_ERROR,       /* a refcount block could not be read */
+  FINDING_NOTE,                 /* not counted */
+};
+
+/* What was found, as a repair must know it. */
+struct damage {
+  uint64_t lost, shared, autoclear, entries, snapshots, refcounts, flags;
+  uint64_t too_many;            /* of the refcounts: they cannot say it */
+  uint64_t left;                /* FINDING_CORRUPTION */
+  uint64_t anew;                /* FINDING_REFCOUNTS, FINDING_REFBLOCK_ERROR */
+  uint64_t unreadable;          /* FINDING_ERROR */
+  uint64_t lost_l2;             /* of those that are lost: L1 entries */
+  char text[256];               /* of the first one that is lost, or could not
+                                   be read */
 };
 
 /* One L2 table. */
@@ -80,6 +109,10 @@ struct checker {
   size_t memory;                /* bytes, for everything */
   bool ignore_refcounts;        /* the refcount table and blocks are about to
                                    be replaced: do not count them */
+  bool repairing;               /* a later pass of a repair: nothing is told,
+                                   and an entry that leads nowhere counts for
+                                   nothing */
+  bool metadata_only;           /* walk: do not count what L2 entries say */
 
   struct segments l1;           /* entries of all L1 tables, cut */
   struct segments l1_clusters;  /* clusters of all L1 tables, cut */
@@ -99,6 +132,7 @@ struct checker {
   bool flags_suspect;           /* COPIED flags need a closer look */
   uint64_t nr_findings;         /* told so far */
   char first_corruption[256];   /* its text */
+  struct damage damage;
   uint64_t end;                 /* clusters up to the last one in use */
   uint64_t progress;            /* told so far */
 };
@@ -120,11 +154,12 @@ extern bool check_is_flooded (const struct checker *c);
 extern int check_progress (struct checker *c, uint64_t done, uint64_t total,
                            struct error *e);
 
-/* The finding for a range that does not lie in the file. */
-extern void check_outside (struct checker *c, uint64_t host, uint64_t length);
+/* The finding of KIND for a range that does not lie in the file. */
+extern void check_outside (struct checker *c, enum finding kind,
+                           uint64_t host, uint64_t length);
 
-/* Count NR references to each cluster of [host, host+length).  Outside of the
- * file: a finding, and false.
+/* Count NR references to each cluster of [host, host+length); none when it is
+ * not INSIDE the file.
  */
 extern int check_add_range (struct checker *c, uint64_t host, uint64_t length,
                             uint32_t nr, enum ref_kind kind, bool *inside,
@@ -149,27 +184,49 @@ extern int check_find_tables (struct checker *c, struct error *e);
 /* Count everything that refers to a cluster of the window. */
 extern int check_walk (struct checker *c, struct error *e);
 
+/* Run FN for each window, after the walk. */
+extern int check_each_window (struct checker *c, void *opaque,
+                              int (*fn) (struct checker *c, void *opaque,
+                                         struct error *e),
+                              struct error *e);
+
+/* All of check but repair; C is new. */
+extern int check_run (struct checker *c, struct error *e);
+
 /* Report metadata that something else refers to as well. */
 extern int check_overlaps (struct checker *c, struct error *e);
 
 /* ---- check_walk.c ---- */
 
 /* Run FN for each part of all L2 tables that fits into memory (c->l2). */
-extern int check_each_l2_part (struct checker *c,
-                               int (*fn) (struct checker *, struct error *),
+extern int check_each_l2_part (struct checker *c, void *opaque,
+                               int (*fn) (struct checker *c, void *opaque,
+                                          struct error *e),
                                struct error *e);
-extern int check_walk_l2 (struct checker *c, struct error *e);
-extern uint64_t check_l2_host (const void *opaque, size_t i);
+extern int check_walk_l2 (struct checker *c, void *opaque, struct error *e);
+
+/* Run FN for each L2 table of the part that is in memory.  A table that cannot
+ * be read is passed over, or, in a repair, an error.
+ */
+extern int check_each_l2_table (struct checker *c, void *opaque,
+                                int (*fn) (struct checker *c, void *opaque,
+                                           const struct l2_item *item,
+                                           const uint8_t *table,
+                                           struct error *e),
+                                struct error *e);
+
+/* Does a plain cluster read the same wherever its entry points to?  Not one with
+ * bits that nobody sets: it may be no entry at all.
+ */
+extern bool check_needs_no_host (const struct qcow2 *q, struct l2_entry v);
+
+/* The bits of an L2 entry that must be 0. */
+extern uint64_t check_l2_reserved (const struct qcow2 *q);
 
 /* ---- check_compare.c ---- */
 
 /* Compare the window with the refcounts on disk. */
 extern int check_compare (struct checker *c, struct error *e);
-
-/* After check_compare: the COPIED flags of all entries that point into the
- * window.
- */
-extern int check_flags (struct checker *c, struct error *e);
 
 /* Where refcount table entry ENTRY says that a refcount block lies; 0 = nowhere
  * or not in the file.
@@ -184,5 +241,12 @@ check_refblock (const struct checker *c, uint64_t entry)
     return 0;
   return host;
 }
+
+/* ---- check_flags.c ---- */
+
+/* After check_compare: the COPIED flags of all entries that point into the
+ * window.
+ */
+extern int check_flags (struct checker *c, struct error *e);
 
 #endif /* NBDIMG_QCOW2_CHECK_H */

@@ -3,7 +3,7 @@
 
 /* The checker's comparison of references with refcounts: see check.h.
  * Layer: formats.  Locking: the image is frozen, one thread.
- * Specification: "Host cluster management"; bit 63 of table entries.
+ * Specification: "Host cluster management".
  */
 
 #include <config.h>
@@ -43,8 +43,9 @@ compare_cluster (struct compare *k, uint64_t cluster, struct refcell cell,
 
   if (cell.count || refcount)
     c->end = max_u64 (c->end, cluster + 1);
+  c->damage.too_many += cell.count > refcount_max (c->q);
   if (refcount < cell.count)
-    check_finding (c, FINDING_CORRUPTION, "ERROR cluster %" PRIu64
+    check_finding (c, FINDING_REFCOUNT, "ERROR cluster %" PRIu64
                    " refcount=%" PRIu64 " reference=%" PRIu64, cluster,
                    refcount, cell.count);
   else if (refcount > cell.count)
@@ -75,8 +76,12 @@ compare_each (struct compare *k, uint64_t first, unsigned nr,
     if (!cell.count && !refcount)
       continue;
     compare_cluster (k, first + i, cell, refcount);
+    /* What is in use twice is not to be called somebody's own in a repair, even
+     * if its refcount is too small.
+     */
     if (p)
-      refpage_put_refcount (p, in_page, refcount);
+      refpage_put_refcount (p, in_page, k->c->repairing
+                            ? max_u64 (refcount, cell.count) : refcount);
   }
 }
 
@@ -228,7 +233,7 @@ run_block (struct compare *k, uint64_t i, int r, const uint8_t *block,
     compare_block (k, first, block);
     return;
   }
-  check_finding (c, FINDING_ERROR, "ERROR: cannot read refcount block %"
+  check_finding (c, FINDING_REFBLOCK_ERROR, "ERROR: cannot read refcount block %"
                  PRIu64 ": %s", i, read_error->text);
   compare_unknown (k, (i + 1) << c->q->refblock_bits);
 }
@@ -275,7 +280,7 @@ run_entry (struct compare *k, uint64_t i, uint64_t entry, struct error *e)
   /* There is a block, but nobody can tell where. */
   if (run_batch (k, e) == -1)
     return -1;
-  check_finding (c, FINDING_ERROR, "ERROR: the refcounts of the clusters of"
+  check_finding (c, FINDING_REFBLOCK_ERROR, "ERROR: the refcounts of the clusters of"
                  " refcount block %" PRIu64 " are not known", i);
   compare_absent (k, i << c->q->refblock_bits);
   compare_unknown (k, (i + 1) << c->q->refblock_bits);
@@ -327,141 +332,4 @@ check_compare (struct checker *c, struct error *e)
   free (k.pages);
   free (k.batch);
   return r;
-}
-
-/* ---- COPIED flags ---- */
-
-/* Read the refcount of one cluster behind the end of the file. */
-static bool
-read_refcount (struct checker *c, uint64_t cluster, uint64_t *refcount)
-{
-  const struct qcow2 *q = c->q;
-  uint64_t i = cluster >> q->refblock_bits, host;
-  uint64_t index = cluster & ((UINT64_C (1) << q->refblock_bits) - 1);
-  struct error ignored = ERROR_INIT;
-  uint8_t buf[8];
-
-  *refcount = 0;
-  if (i >= (uint64_t) q->refcount_table_clusters << (q->cluster_bits - 3))
-    return true;
-  if (storage_pread (c->st, buf, sizeof buf, q->refcount_table_offset + i * 8,
-                     &ignored) == -1)
-    return false;
-  host = check_refblock (c, get_be64 (buf));
-  if (host == 0)
-    return true;
-  /* Eight bytes that hold the entry, whatever its width. */
-  host += round_down ((index << q->refcount_order) / 8, 8);
-  if (storage_pread (c->st, buf, sizeof buf, host, &ignored) == -1)
-    return false;
-  *refcount = refcount_get (buf, index % (64U >> q->refcount_order),
-                            q->refcount_order);
-  return true;
-}
-
-/* The refcount that stands on disk for CLUSTER, now in the map; false = the
- * cluster is not of this window.
- */
-static bool
-refcount_of (struct checker *c, uint64_t cluster, uint64_t *refcount,
-             const char **more)
-{
-  struct refpage *p;
-  bool exact;
-
-  *more = "";
-  *refcount = 0;
-  /* An error already; what else is wrong with it is not worth two reads when
-   * there are millions of its kind.
-   */
-  if (cluster >= c->nr_clusters)
-    return c->first && !check_is_flooded (c)
-      && read_refcount (c, cluster, refcount);
-  if (cluster < c->refs.lo || cluster >= c->refs.hi)
-    return false;
-  p = refmap_page (&c->refs, cluster);
-  if (p) {
-    *refcount = refpage_refcount (p, (unsigned) (cluster & (REF_PAGE - 1)),
-                                  &exact);
-    if (!exact)
-      *more = " or more";
-  }
-  return true;
-}
-
-static bool
-is_wrong (uint64_t entry, uint64_t refcount)
-{
-  return !!(entry & ENTRY_COPIED) != (refcount == 1);
-}
-
-static int
-check_l1_flag (struct checker *c, const struct segment *s, uint64_t host,
-               uint64_t entry, struct error *e)
-{
-  uint64_t offset = entry & ENTRY_OFFSET_MASK, refcount;
-  const char *more;
-
-  (void) e;
-  if (!s->active || offset == 0 || !is_aligned (offset, c->q->cluster_size)
-      || !refcount_of (c, offset >> c->q->cluster_bits, &refcount, &more)
-      || !is_wrong (entry, refcount))
-    return 0;
-  check_finding (c, FINDING_CORRUPTION, "ERROR OFLAG_COPIED L2 cluster:"
-                 " l1_index=%" PRIu64 " l1_entry=%" PRIx64 " refcount=%" PRIu64
-                 "%s", (host - c->q->l1_table_offset) / 8, entry, refcount,
-                 more);
-  return 0;
-}
-
-static void
-check_l2_flags (struct checker *c, const uint8_t *table)
-{
-  uint64_t nr = UINT64_C (1) << c->q->l2_bits, refcount;
-  const char *more;
-
-  for (uint64_t i = 0; i < nr; ++i, table += c->q->l2_entry_size) {
-    uint64_t entry = get_be64 (table), host = entry & ENTRY_OFFSET_MASK;
-
-    if ((entry & L2_COMPRESSED) || host == 0
-        || !refcount_of (c, host >> c->q->cluster_bits, &refcount, &more)
-        || !is_wrong (entry, refcount))
-      continue;
-    check_finding (c, FINDING_CORRUPTION, "ERROR OFLAG_COPIED data cluster:"
-                   " l2_entry=%" PRIx64 " refcount=%" PRIu64 "%s", entry,
-                   refcount, more);
-  }
-}
-
-static int
-check_l2_part_flags (struct checker *c, struct error *e)
-{
-  struct error read_error = ERROR_INIT;
-  struct table_stream *s;
-  const uint8_t *table;
-  size_t i;
-  int r;
-
-  if (c->q->incompatible_features & INCOMPAT_DATA_FILE)
-    return 0;
-  s = table_stream_new (c->st, c->q->cluster_size, c->nr_l2, check_l2_host, c,
-                        c->memory / 8, e);
-  if (!s)
-    return -1;
-  /* A table that cannot be read was reported by the walk. */
-  while ((r = table_stream_next (s, &i, &table, &read_error)) != 0) {
-    error_clear (&read_error);
-    if (r == 1 && c->l2[i].active_refs)
-      check_l2_flags (c, table);
-  }
-  table_stream_free (s);
-  return 0;
-}
-
-int
-check_flags (struct checker *c, struct error *e)
-{
-  if (check_each_entry (c, &c->l1, check_l1_flag, e) == -1)
-    return -1;
-  return check_each_l2_part (c, check_l2_part_flags, e);
 }

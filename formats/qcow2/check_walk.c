@@ -85,7 +85,7 @@ static void
 report_l1_entry (struct checker *c, const char *what, uint64_t entry)
 {
   if (!c->l2_reported)
-    check_finding (c, FINDING_CORRUPTION, "ERROR %s: %" PRIx64, what, entry);
+    check_finding (c, FINDING_ENTRY, "ERROR %s: %" PRIx64, what, entry);
 }
 
 static int
@@ -102,16 +102,18 @@ collect_l1_entry (struct checker *c, const struct segment *s, uint64_t host,
     return 0;
   }
   if (!is_aligned (offset, c->q->cluster_size)) {
+    c->damage.lost_l2++;
     if (!c->l2_reported)
-      check_finding (c, FINDING_CORRUPTION, "ERROR l2_offset=%" PRIx64
+      check_finding (c, FINDING_LOST, "ERROR l2_offset=%" PRIx64
                      ": Table is not cluster aligned; L1 entry corrupted",
                      offset);
     return 0;
   }
   if (offset >> c->q->cluster_bits >= c->nr_clusters) {
+    c->damage.lost_l2++;
     c->flags_suspect |= s->active;
     if (!c->l2_reported)
-      check_outside (c, offset, c->q->cluster_size);
+      check_outside (c, FINDING_LOST, offset, c->q->cluster_size);
     return 0;
   }
   if (offset < c->l2_lo || offset >= c->l2_hi)
@@ -129,12 +131,13 @@ collect_l1_entry (struct checker *c, const struct segment *s, uint64_t host,
 }
 
 int
-check_each_l2_part (struct checker *c,
-                    int (*fn) (struct checker *, struct error *),
+check_each_l2_part (struct checker *c, void *opaque,
+                    int (*fn) (struct checker *c, void *opaque,
+                               struct error *e),
                     struct error *e)
 {
   if (c->l2_complete)
-    return fn (c, e);
+    return fn (c, opaque, e);
   c->l2_hi = 0;
   do {
     c->l2_lo = c->l2_hi;
@@ -145,14 +148,14 @@ check_each_l2_part (struct checker *c,
     merge_items (c);
     c->l2_complete = c->l2_lo == 0 && c->l2_hi == UINT64_MAX;
     c->l2_reported = true;
-    if (fn (c, e) == -1)
+    if (fn (c, opaque, e) == -1)
       return -1;
   } while (c->l2_hi != UINT64_MAX);
   return 0;
 }
 
-uint64_t
-check_l2_host (const void *opaque, size_t i)
+static uint64_t
+l2_host (const void *opaque, size_t i)
 {
   const struct checker *c = opaque;
 
@@ -198,23 +201,45 @@ walk_compressed (struct checker *c, struct walk *w, struct error *e)
 
   if (c->q->incompatible_features & INCOMPAT_DATA_FILE) {
     if (c->first)
-      check_finding (c, FINDING_CORRUPTION, "ERROR compressed cluster %" PRIu64
+      check_finding (c, FINDING_LOST, "ERROR compressed cluster %" PRIu64
                      " with data file, entry=0x%" PRIx64,
                      w->guest >> c->q->cluster_bits, entry);
     return 0;
   }
   qcow2_packed_range (c->q, entry, &host, &length);
   if (c->first && (entry & ENTRY_COPIED))
-    check_finding (c, FINDING_CORRUPTION, "ERROR: coffset=0x%" PRIx64
+    check_finding (c, FINDING_ENTRY, "ERROR: coffset=0x%" PRIx64
                    ": copied flag must never be set for compressed clusters",
                    host);
   if (c->first && w->v.bitmap)
-    check_finding (c, FINDING_CORRUPTION, "ERROR compressed cluster %" PRIu64
+    check_finding (c, FINDING_ENTRY, "ERROR compressed cluster %" PRIu64
                    " with non-zero subcluster allocation bitmap, entry=0x%"
                    PRIx64, w->guest >> c->q->cluster_bits, entry);
   count_allocated (c, w, true, true);
-  return check_add_range (c, host, length, w->item->refs, REF_PLAIN, &inside,
-                          e);
+  if (check_add_range (c, host, length, w->item->refs, REF_PLAIN, &inside,
+                       e) == -1)
+    return -1;
+  if (!inside && c->first)
+    check_outside (c, FINDING_LOST, host, length);
+  return 0;
+}
+
+uint64_t
+check_l2_reserved (const struct qcow2 *q)
+{
+  uint64_t reserved = L2_RESERVED & ~ENTRY_OFFSET_MASK;
+
+  return q->version < 3 || q->extended_l2 ? reserved | L2_ZERO : reserved;
+}
+
+bool
+check_needs_no_host (const struct qcow2 *q, struct l2_entry v)
+{
+  if (v.entry & check_l2_reserved (q))
+    return false;
+  if (q->extended_l2)
+    return (uint32_t) v.bitmap == 0;
+  return q->version >= 3 && (v.entry & L2_ZERO);
 }
 
 /* What is wrong with an entry in itself. */
@@ -222,13 +247,11 @@ static void
 report_entry (struct checker *c, const struct walk *w, uint64_t host)
 {
   const struct qcow2 *q = c->q;
-  uint64_t entry = w->v.entry, reserved = L2_RESERVED & ~ENTRY_OFFSET_MASK;
+  uint64_t entry = w->v.entry;
   bool data_file = q->incompatible_features & INCOMPAT_DATA_FILE;
 
-  if (q->version < 3 || q->extended_l2)
-    reserved |= L2_ZERO;
-  if (entry & reserved)
-    check_finding (c, FINDING_CORRUPTION,
+  if (entry & check_l2_reserved (q))
+    check_finding (c, FINDING_ENTRY,
                    "ERROR found l2 entry with reserved bits set: %" PRIx64,
                    entry);
   if ((uint32_t) w->v.bitmap & (w->v.bitmap >> 32))
@@ -236,10 +259,11 @@ report_entry (struct checker *c, const struct walk *w, uint64_t host)
                    " cluster has corrupted subcluster allocation bitmap",
                    host);
   if (host == 0 && (uint32_t) w->v.bitmap && !data_file)
-    check_finding (c, FINDING_CORRUPTION, "ERROR: Unallocated cluster has"
+    check_finding (c, FINDING_LOST, "ERROR: Unallocated cluster has"
                    " non-zero subcluster allocation map");
   if (!is_aligned (host, q->cluster_size))
-    check_finding (c, FINDING_CORRUPTION, "ERROR offset=%" PRIx64 ": %s cluster"
+    check_finding (c, check_needs_no_host (q, w->v) ? FINDING_ENTRY
+                   : FINDING_LOST, "ERROR offset=%" PRIx64 ": %s cluster"
                    " is not properly aligned; L2 entry corrupted.", host,
                    entry & L2_ZERO ? "Preallocated" : "Data");
 }
@@ -269,7 +293,7 @@ walk_data_file_entry (struct checker *c, struct walk *w, uint64_t host)
                    " cluster of guest offset %" PRIx64 " has another place in"
                    " the data file", host, w->guest);
   if (!(entry & ENTRY_COPIED))
-    check_finding (c, FINDING_CORRUPTION, "ERROR OFLAG_COPIED data cluster:"
+    check_finding (c, FINDING_ENTRY, "ERROR OFLAG_COPIED data cluster:"
                    " l2_entry=%" PRIx64 " refcount=1", entry);
 }
 
@@ -295,12 +319,15 @@ walk_entry (struct checker *c, struct walk *w, struct error *e)
     walk_data_file_entry (c, w, host);
     return 0;
   }
-  if (host == 0)
+  if (host == 0 || (c->repairing && !is_aligned (host, c->q->cluster_size)))
     return 0;
   count_plain (c, w, host);
   if (check_add_range (c, host, c->q->cluster_size, w->item->refs,
                        entry_kind (w), &inside, e) == -1)
     return -1;
+  if (!inside && c->first)
+    check_outside (c, is_aligned (host, c->q->cluster_size) ? FINDING_ENTRY
+                   : FINDING_CORRUPTION, host, c->q->cluster_size);
   c->flags_suspect |= !inside && w->item->active_refs;
   return 0;
 }
@@ -386,18 +413,50 @@ walk_stream (struct checker *c, struct table_stream *s, struct error *e)
 }
 
 int
-check_walk_l2 (struct checker *c, struct error *e)
+check_walk_l2 (struct checker *c, void *opaque, struct error *e)
 {
   struct table_stream *s;
   int r;
 
+  (void) opaque;
   if (add_l2_tables (c, e) == -1)
     return -1;
-  s = table_stream_new (c->st, c->q->cluster_size, c->nr_l2, check_l2_host, c,
+  if (c->metadata_only)
+    return 0;
+  s = table_stream_new (c->st, c->q->cluster_size, c->nr_l2, l2_host, c,
                         c->memory / 8, e);
   if (!s)
     return -1;
   r = walk_stream (c, s, e);
   table_stream_free (s);
   return r;
+}
+
+int
+check_each_l2_table (struct checker *c, void *opaque,
+                     int (*fn) (struct checker *c, void *opaque,
+                                const struct l2_item *item,
+                                const uint8_t *table, struct error *e),
+                     struct error *e)
+{
+  struct error read_error = ERROR_INIT;
+  struct table_stream *s;
+  const uint8_t *table;
+  size_t i;
+  int r, result = 0;
+
+  s = table_stream_new (c->st, c->q->cluster_size, c->nr_l2, l2_host, c,
+                        c->memory / 8, e);
+  if (!s)
+    return -1;
+  while (result == 0
+         && (r = table_stream_next (s, &i, &table, &read_error)) != 0) {
+    if (r == 1)
+      result = fn (c, opaque, &c->l2[i], table, e);
+    else if (c->repairing)
+      result = error_set (e, read_error.err, "%s", read_error.text);
+    error_clear (&read_error);
+  }
+  table_stream_free (s);
+  return result;
 }

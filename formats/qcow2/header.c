@@ -513,16 +513,13 @@ qcow2_write_header (struct qcow2 *q, uint64_t offset, const void *buf,
   return 0;
 }
 
-/* Autoclear bits whose feature we do not maintain: a change of the image makes
- * what they promise wrong, so they go first, durably.
- */
-static int
-clear_autoclear (struct qcow2 *q, struct error *e)
+int
+qcow2_keep_autoclear (struct qcow2 *q, uint64_t keep, struct error *e)
 {
-  uint64_t keep = q->autoclear_features & AUTOCLEAR_DATA_FILE_RAW;
   uint8_t field[8];
 
-  if (q->autoclear_features == keep)
+  keep &= q->autoclear_features;
+  if (q->version < 3 || q->autoclear_features == keep)
     return 0;
   put_be64 (field, keep);
   if (qcow2_write_header (q, H_AUTOCLEAR_FEATURES, field, sizeof field,
@@ -545,7 +542,7 @@ qcow2_begin_write (struct format *f, struct error *e)
       return -1;
     f->dirty_flag = false;
   }
-  if (q->version >= 3 && clear_autoclear (q, e) == -1)
+  if (qcow2_keep_autoclear (q, AUTOCLEAR_DATA_FILE_RAW, e) == -1)
     return -1;
   mutex_lock (&q->mutex);
   init_allocation (q);

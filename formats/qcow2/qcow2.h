@@ -239,6 +239,12 @@ extern void qcow2_free (struct qcow2 *q);
 extern int qcow2_write_header (struct qcow2 *q, uint64_t offset,
                                const void *buf, size_t len, struct error *e);
 
+/* Autoclear bits of features that are not maintained: a change of the image
+ * makes what they promise wrong, so they go first, durably.
+ */
+extern int qcow2_keep_autoclear (struct qcow2 *q, uint64_t keep,
+                                 struct error *e);
+
 /* The image contradicts itself: set the corrupt bit (if it is being written
  * to), so that nobody writes to it before it is repaired, and fail with EIO and
  * the text.  Returns -1.
@@ -427,6 +433,10 @@ extern int qcow2_switch_header (struct qcow2 *q, uint64_t offset,
  */
 extern int qcow2_set_dirty (struct qcow2 *q, struct error *e);
 extern int qcow2_clear_dirty (struct qcow2 *q, struct error *e);
+
+/* Incompatible BITS are clear, durably; no write when they are. */
+extern int qcow2_clear_features (struct qcow2 *q, uint64_t bits,
+                                 struct error *e);
 
 /* An operation failed: refcounts and flags to what the tables say. */
 extern void qcow2_undo (struct qcow2 *q);

@@ -361,3 +361,17 @@ refmap_get (const struct refmap *m, uint64_t cluster)
 
   return p ? refpage_get (p, (unsigned) (cluster & (REF_PAGE - 1))) : none;
 }
+
+void
+refmap_take (struct refmap *m, uint64_t cluster, uint64_t nr)
+{
+  struct refpage *p = refmap_page (m, cluster);
+  unsigned i = (unsigned) (cluster & (REF_PAGE - 1));
+  struct refcell c;
+
+  if (!p)
+    return;
+  c = refpage_get (p, i);
+  c.count -= min_u64 (c.count, nr);
+  put_cell (p, i, c);
+}

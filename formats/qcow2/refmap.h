@@ -68,6 +68,9 @@ extern void refmap_begin (struct refmap *m, uint64_t lo, uint64_t hi);
 extern int refmap_add_slow (struct refmap *m, uint64_t cluster, uint64_t nr,
                             enum ref_kind kind, struct error *e);
 extern struct refcell refmap_get (const struct refmap *m, uint64_t cluster);
+
+/* NR references to CLUSTER less. */
+extern void refmap_take (struct refmap *m, uint64_t cluster, uint64_t nr);
 extern struct refpage *refmap_page (const struct refmap *m, uint64_t cluster);
 extern struct refcell refpage_get (const struct refpage *p, unsigned i);
 

@@ -71,12 +71,17 @@ qcow2_set_dirty (struct qcow2 *q, struct error *e)
 }
 
 int
+qcow2_clear_features (struct qcow2 *q, uint64_t bits, struct error *e)
+{
+  if (!(q->incompatible_features & bits))
+    return 0;
+  return write_incompatible (q, q->incompatible_features & ~bits, e);
+}
+
+int
 qcow2_clear_dirty (struct qcow2 *q, struct error *e)
 {
-  if (!(q->incompatible_features & INCOMPAT_DIRTY))
-    return 0;
-  return write_incompatible (q, q->incompatible_features & ~INCOMPAT_DIRTY,
-                             e);
+  return qcow2_clear_features (q, INCOMPAT_DIRTY, e);
 }
 
 void
