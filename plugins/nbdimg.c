@@ -26,9 +26,12 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "common/cipher.h"
 #include "common/codec.h"
 #include "common/error.h"
+#include "common/hash.h"
 #include "common/log.h"
+#include "common/secret.h"
 #include "plugins/params.h"
 #include "plugins/shutdown.h"
 #include "server/server.h"
@@ -108,6 +111,25 @@ nbdimg_unload (void)
 }
 
 static void
+print_ciphers (void)
+{
+  const char *blank = "";
+
+  for (int a = 0; a < NR_CIPHER_ALGS; ++a)
+    for (int m = 0; m < NR_CIPHER_MODES; ++m)
+      if (cipher_available ((enum cipher_alg) a, (enum cipher_mode) m)) {
+        printf ("%s%s-%s", blank, cipher_alg_name ((enum cipher_alg) a),
+                cipher_mode_name ((enum cipher_mode) m));
+        blank = " ";
+      }
+  printf ("\nnbdimg_hashes=");
+  for (int h = 0; h < NR_HASHES; ++h)
+    if (hash_available ((enum hash) h))
+      printf ("%s%s", h ? " " : "", hash_name ((enum hash) h));
+  printf ("\n");
+}
+
+static void
 nbdimg_dump_plugin (void)
 {
   static const enum codec codecs[] = { CODEC_DEFLATE, CODEC_ZSTD };
@@ -119,7 +141,8 @@ nbdimg_dump_plugin (void)
   for (size_t i = 0; i < sizeof codecs / sizeof codecs[0]; ++i)
     if (codec_available (codecs[i]))
       printf ("%s%s", i ? " " : "", codec_name (codecs[i]));
-  printf ("\nnbdimg_ciphers=\n");
+  printf ("\nnbdimg_ciphers=");
+  print_ciphers ();
 }
 
 static int
@@ -136,6 +159,7 @@ nbdimg_get_ready (void)
     return -1;
   }
   json_decref (tree);
+  secret_forget_all ();         /* all images are open */
   return 0;
 }
 

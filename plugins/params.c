@@ -18,6 +18,8 @@
 
 #include "common/cleanup.h"
 #include "common/error.h"
+#include "common/secret.h"
+#include "common/secure.h"
 #include "common/text.h"
 #include "image/image.h"
 #include "plugins/params.h"
@@ -164,6 +166,43 @@ set_metadata_cache (const char *key, const char *value, struct error *e)
   return 0;
 }
 
+/* What nbdkit reads as it reads passwords: +FILE, -, -FD.  A secret in the
+ * command line itself could be seen by everybody.
+ */
+static int
+add_password (const char *id, const char *how, struct error *e)
+{
+  char *password = NULL;
+  int r;
+
+  if (*how != '+' && *how != '-')
+    return error_set (e, EINVAL, "secret=%s:...: give file:PATH, +FILE, - or "
+                      "-FD; a secret in the command line can be seen by "
+                      "others", id);
+  if (nbdkit_read_password (how, &password) == -1)
+    return error_set (e, EINVAL, "secret=%s: it could not be read", id);
+  r = secret_add (id, password, strlen (password), e);
+  secure_free (password, strlen (password));
+  return r;
+}
+
+static int
+set_secret (const char *key, const char *value, struct error *e)
+{
+  const char *colon = strchr (value, ':');
+  CLEANUP_FREE char *id = NULL;
+
+  if (!colon)
+    return error_set (e, EINVAL, "%s=: give ID:file:PATH, ID:+FILE, ID:- or "
+                      "ID:-FD", key);
+  id = strndup (value, (size_t) (colon - value));
+  if (!id)
+    return error_nomem (e, "a secret", strlen (value));
+  if (strncmp (colon, ":file:", 6) == 0)
+    return secret_add_file (id, colon + 6, e);
+  return add_password (id, colon + 1, e);
+}
+
 static int
 refuse (const char *key, const char *value, struct error *e)
 {
@@ -188,9 +227,9 @@ static const struct {
   { "force-share", set_force_share },
   { "untrusted", set_untrusted },
   { "metadata-cache", set_metadata_cache },
+  { "secret", set_secret },
   { "dir", refuse },
   { "control", refuse },
-  { "secret", refuse },
 };
 
 static int

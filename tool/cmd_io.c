@@ -144,7 +144,7 @@ set_option (struct request *rq, int option, char *arg)
   case 'k': return io_check_aio ("native");
   case 'T': return set_trace (rq, arg);
   case 'C': return refuse ("--copy-on-read");
-  case OPT_OBJECT: return refuse ("--object (encrypted images, TLS)");
+  case OPT_OBJECT: return tool_object (arg);
   }
   return answer (rq, option);
 }

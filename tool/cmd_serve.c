@@ -246,7 +246,9 @@ set_option (struct request *rq, int option, const char *arg, struct error *e)
 
   switch (option) {
   case 'k': rq->socket = arg; return 0;
-  case OPT_PRINT_COMMAND: rq->print_command = true; return 0;
+  case OPT_PRINT_COMMAND:
+    rq->print_command = rq->serve.show_only = true;
+    return 0;
   }
   r = set_image_option (&rq->serve, option, arg, e);
   if (r == 1)

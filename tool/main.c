@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "common/secret.h"
 #include "tool/tool.h"
 
 const char *program = "nbdimg";
@@ -211,5 +212,6 @@ main (int argc, char **argv)
     return finish (tool_fail (&e));
   status = finish (run_program (arguments.argc, arguments.argv));
   tool_free_arguments (&arguments);
+  secret_forget_all ();
   return status;
 }

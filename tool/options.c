@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "common/cleanup.h"
+#include "common/secret.h"
 #include "common/text.h"
 #include "tool/tool.h"
 
@@ -37,19 +38,17 @@ bad_option (struct tool_args *args)
   return stop (args, tool_misuse ("unrecognized option '-%c'", optopt));
 }
 
-static int
-refuse_object (struct tool_args *args)
+int
+tool_object (char *arg)
 {
-  const char *what = strcspn (optarg, ",") < 20 ? optarg : "objects";
-  int n = (int) strcspn (what, ",");
+  struct error e = ERROR_INIT;
+  int r = secret_add_object (arg, &e);
 
-  if (*what == '{' || strcmp (what, "objects") == 0)
-    tool_error ("--object is not built yet: encrypted images, and TLS by "
-                "objects, come later");
-  else
-    tool_error ("--object %.*s is not built yet: encrypted images, and TLS by "
-                "objects, come later", n, what);
-  return stop (args, 1);
+  /* What ps shows of this process from now on. */
+  memset (arg, '*', strlen (arg));
+  if (r == -1)
+    tool_fail (&e);
+  return r;
 }
 
 static int
@@ -69,7 +68,7 @@ common_option (struct tool_args *args, int option)
     r = tool_trace (optarg);
     return r == 0 ? 0 : stop (args, r == 1 ? 0 : 1);
   case TOOL_OPT_OBJECT:
-    return refuse_object (args);
+    return tool_object (optarg) == 0 ? 0 : stop (args, 1);
   case ':':
     return stop (args, tool_misuse ("missing argument for option '%s'",
                                     args->argv[optind - 1]));

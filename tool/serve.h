@@ -18,6 +18,7 @@ struct serve {
   const char *image, *format, *snapshot, *backing, *metadata_cache;
   const char *cache, *discard, *detect_zeroes, *offset;
   bool image_opts, readonly, force_share, share, untrusted, temporary;
+  bool show_only;               /* --print-command: secrets are asked for */
 
   /* the export */
   const char *export_name, *description;

@@ -10,10 +10,12 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/error.h"
+#include "common/secret.h"
 #include "common/text.h"
 #include "tool/serve.h"
 
@@ -201,6 +203,48 @@ put_image (const struct serve *s, struct arguments *a, struct error *e)
   return 0;
 }
 
+/* A file without a name that holds the secret ID, and that nbdkit inherits. */
+static int
+secret_file (const char *id, struct error *e)
+{
+  struct secret secret;
+  int fd;
+  ssize_t n = 0;
+
+  if (secret_get (id, &secret, e) == -1)
+    return -1;
+  fd = memfd_create ("secret", 0);
+  if (fd != -1 && secret.len)
+    n = write (fd, secret.data, secret.len);
+  if (fd == -1 || n != (ssize_t) secret.len) {
+    error_errno (e, errno ? errno : EIO, "a file for the secret '%s'", id);
+    if (fd != -1)
+      close (fd);
+    fd = -1;
+  }
+  secret_free (&secret);
+  return fd;
+}
+
+/* A secret is in no command line, which others can see. */
+static int
+put_secrets (const struct serve *s, struct arguments *a, struct error *e)
+{
+  const char *id;
+  int fd, r = 0;
+
+  for (size_t i = 0; r == 0 && (id = secret_id (i)); ++i) {
+    if (s->show_only) {
+      r = append (a, format_text ("secret=%s:-", id), e);
+      continue;
+    }
+    fd = secret_file (id, e);
+    r = fd == -1 ? -1
+      : append (a, format_text ("secret=%s:file:/dev/fd/%d", id, fd), e);
+  }
+  return r;
+}
+
 int
 serve_command (const struct serve *s, const char *pidfile,
                struct arguments *a, struct error *e)
@@ -210,6 +254,7 @@ serve_command (const struct serve *s, const char *pidfile,
       || put_filters (s, a, e) == -1
       || append (a, plugin_name (), e) == -1
       || put_image (s, a, e) == -1
+      || put_secrets (s, a, e) == -1
       || put_filter_parameters (s, a, e) == -1) {
     arguments_free (a);
     return -1;

@@ -118,6 +118,11 @@ enum { TOOL_STOP = -2 };
  */
 extern int tool_getopt (struct tool_args *args);
 
+/* The argument of --object, which is overwritten, since it may hold a secret; a
+ * message and -1 when it is bad.
+ */
+extern int tool_object (char *arg);
+
 /* Each prints a message and returns -1 when TEXT is bad.  WHAT as in "Invalid
  * image size specified", "Invalid source cache option".
  */
