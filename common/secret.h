@@ -36,8 +36,8 @@ extern int secret_add_file (const char *id, const char *file,
 /* A copy of it in S (owned); an unknown ID is an error (ENOENT). */
 extern int secret_get (const char *id, struct secret *s, struct error *e);
 
-/* The IDs in the order in which they came: NULL behind the last.  Borrowed, good
- * until secret_forget_all.
+/* The IDs in the order in which they came: NULL behind the last.  Borrowed,
+ * good until secret_forget_all.
  */
 extern const char *secret_id (size_t i);
 

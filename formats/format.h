@@ -27,8 +27,10 @@
 
 #include <jansson.h>
 
+#include "common/cipher.h"
 #include "common/codec.h"
 #include "common/error.h"
+#include "common/secret.h"
 #include "storage/storage.h"
 
 enum map_kind {
@@ -74,6 +76,9 @@ struct placement {
   uint64_t packed_length;
 };
 
+/* Which address the IV of an encrypted sector is made from, / 512. */
+enum iv_base { IV_GUEST, IV_HOST };
+
 /* What a driver tells the core; fixed after activate, but for size. */
 struct format_info {
   uint64_t size;          /* virtual size, bytes */
@@ -82,6 +87,8 @@ struct format_info {
   uint32_t alignment;     /* sizes are rounded up to it (qcow2: 512) */
   bool identity;          /* host == guest for all bytes, always MAP_DATA, and
                              the size is the storage's (raw) */
+  bool flat;              /* all in one run, with no clusters to tell of (raw,
+                             luks); cluster_size is for locks alone */
   bool zero_is_fast;      /* unmap (ZERO) works for any whole clusters */
   bool can_pack;          /* reserve_packed works */
   enum codec codec;       /* of reserve_packed */
@@ -89,6 +96,9 @@ struct format_info {
                              guest ranges may be punched there by the core */
   bool trim_in_place;    /* what is allocated stays so: the core does a trim,
                              by punching MAP_DATA out of the storage */
+  enum iv_base iv_base;   /* of encrypted data */
+  bool new_is_random;     /* encrypted: what was never written reads as random
+                             bytes, not as zeroes */
   uint64_t vm_state_unit; /* a machine's state begins behind the disk, at the
                              next multiple of this; 0 = the format keeps none */
 };
@@ -100,7 +110,7 @@ struct format_needs {
   bool data_file;         /* an external data file is needed */
   char *data_file_name;   /* name as it stands in the image, owned, or NULL */
   bool data_file_raw;
-  bool crypto;            /* a secret is needed */
+  const char *crypto;     /* "aes" or "luks": a secret is needed; NULL = none */
   bool writable_refused;  /* why in refused: open for writing must fail */
   const char *refused;    /* e.g. "has persistent bitmaps" */
 };
@@ -118,6 +128,13 @@ struct format_open_options {
   bool info_only;         /* info: no data file, tolerate what only I/O needs */
   bool check;             /* check: open dirty and corrupt images too */
   uint64_t cache_size;    /* metadata cache, bytes; 0 = default (16 MiB) */
+};
+
+/* How the key of an encrypted image is had. */
+struct format_key {
+  const struct secret *secret;  /* borrowed */
+  uint64_t max_iterations;      /* of PBKDF2, for each key slot */
+  const bool *cancel;           /* atomic; or NULL */
 };
 
 /* An option of create (and later amend), as -o help prints it.  The options of
@@ -144,6 +161,7 @@ struct format_create_options {
   json_t *options;              /* object of strings: -o key=value, all keys
                                    known to the driver; borrowed */
   struct storage *data_file;    /* or NULL; borrowed */
+  const bool *cancel;           /* atomic: stop (ECANCELED); or NULL */
 };
 
 /* Snapshots, as snapshot -l and info show them. */
@@ -194,6 +212,8 @@ struct format_ops {
   bool packs;                   /* images may hold compressed clusters */
   bool grows;                   /* the storage must be able to grow */
   const struct format_option *create_options;   /* ends with a NULL name */
+  const char *key_option;       /* what names the secret: "key-secret" or
+                                   "encrypt.key-secret"; NULL = no encryption */
 
   /* How sure is it that BUF (the first LEN bytes of an object of SIZE bytes)
    * begins an image of this format: 0 = no, 100 = sure.  Raw says 1.
@@ -212,6 +232,11 @@ struct format_ops {
   struct format *(*open) (struct storage *st,
                           const struct format_open_options *,
                           struct format_needs *, struct error *);
+
+  /* The key for needs.crypto: sets format->cipher.  Called before activate;
+   * without it an encrypted image can be checked, but not read or written.
+   */
+  int (*unlock) (struct format *, const struct format_key *, struct error *);
 
   /* The needs are met: DATA_FILE (borrowed) or NULL; HAS_BACKING false when
    * the image has no backing file or it is not followed.  After this map works.
@@ -335,6 +360,7 @@ struct format {
   struct format_info info;
   bool dirty_flag, corrupt_flag;        /* the header's bits, for info */
   bool encrypted;
+  struct disk_cipher *cipher;   /* owned by the driver; set by unlock */
 };
 
 /* registry.c: all formats, raw last. */

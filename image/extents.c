@@ -42,7 +42,11 @@ data_extent (struct image *im, const struct mapping *m, unsigned flags,
 {
   bool identity = im->format->info.identity;
 
-  x->data = x->present = x->has_host = true;
+  x->data = x->present = true;
+  if (im->format->encrypted)    /* holes of the file are no zeroes, and what is
+                                   there is of no use to others */
+    return 0;
+  x->has_host = true;
   x->host = m->host;
   if ((flags & EXTENTS_METADATA) && !identity)
     return 0;
@@ -77,7 +81,7 @@ describe (struct image *im, const struct mapping *m, uint64_t offset,
   case MAP_DATA_COW:
     return data_extent (im, m, flags, x, e);
   case MAP_ZERO_ALLOC:
-    x->has_host = true;
+    x->has_host = !im->format->encrypted;
     x->host = m->host;
     x->zero = x->present = true;
     return 0;
@@ -93,7 +97,8 @@ describe (struct image *im, const struct mapping *m, uint64_t offset,
   }
   if (below_extent (im, offset, flags, x, e) == -1)
     return -1;
-  if (m->kind == MAP_BACKING_ALLOC && x->layer == im) {
+  if (m->kind == MAP_BACKING_ALLOC && x->layer == im
+      && !im->format->encrypted) {
     x->has_host = true;
     x->host = m->host;
   }

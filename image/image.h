@@ -103,6 +103,9 @@ struct image_open_options {
   uint64_t cache_size;          /* metadata cache of the whole chain, bytes;
                                    0 = 16 MiB */
   unsigned nbd_connections;     /* 0 = choose */
+  const char *key_secret;       /* id of the top layer's secret where the tree
+                                   names none; or NULL */
+  const bool *cancel;           /* atomic: stop deriving keys; or NULL */
 };
 
 struct gate {                   /* rwlock that does not starve its writer */

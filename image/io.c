@@ -124,7 +124,7 @@ read_mapped (struct image *im, const struct mapping *m, uint8_t *buf,
   switch (m->kind) {
   case MAP_DATA:
   case MAP_DATA_COW:
-    return storage_pread (io_storage (im, m->storage), buf, len, m->host, e);
+    return io_get (im, m->storage, buf, len, m->host, offset, e);
   case MAP_ZERO:
   case MAP_ZERO_ALLOC:
     memset (buf, 0, len);
@@ -228,11 +228,7 @@ static int
 put (const struct write_job *w, enum map_storage where, uint64_t host,
      size_t n, unsigned flags, struct error *e)
 {
-  struct storage *st = io_storage (w->im, where);
-
-  if (!w->buf)
-    return storage_zero (st, host, n, flags, e);
-  return storage_pwrite (st, w->buf, n, host, flags, e);
+  return io_put (w->im, where, w->buf, n, host, w->offset, flags, e);
 }
 
 /* Fill [from, from+len) of the place P with what the guest reads there now. */
@@ -241,19 +237,19 @@ fill (struct image *im, const struct placement *p, uint64_t from,
       uint64_t len, struct error *e)
 {
   CLEANUP_FREE uint8_t *buf = NULL;
-  struct storage *st = io_storage (im, p->storage);
   uint64_t host = p->host + (from - p->guest);
 
   if (len == 0)
     return 0;
   if (range_reads_zero (im, from, len))
-    return p->reads_zero ? 0 : storage_zero (st, host, len, 0, e);
+    return p->reads_zero ? 0
+      : io_put (im, p->storage, NULL, len, host, from, 0, e);
   buf = malloc (len);
   if (!buf)
     return error_nomem (e, "copy on write", len);
   if (read_range (im, buf, len, from, e) == -1)
     return -1;
-  return storage_pwrite (st, buf, len, host, 0, e);
+  return io_put (im, p->storage, buf, len, host, from, 0, e);
 }
 
 /* Places up to this size are put together in one buffer and written at once:
@@ -261,30 +257,53 @@ fill (struct image *im, const struct placement *p, uint64_t from,
  */
 enum { JOIN_MAX = 256 * 1024 };
 
-/* Head, data and tail in one write. */
+/* BUF = what [at, at+len) of the guest will be: N bytes of W, and around them
+ * what it reads there now.
+ */
+static int
+compose (const struct write_job *w, uint64_t n, uint64_t at, uint64_t len,
+         uint8_t *buf, struct error *e)
+{
+  uint64_t end = at + len, data_end = w->offset + n;
+  uint64_t from = max_u64 (at, min_u64 (w->offset, end));
+  uint64_t to = max_u64 (from, min_u64 (data_end, end));
+
+  if (read_range (w->im, buf, from - at, at, e) == -1
+      || read_range (w->im, buf + (to - at), end - to, to, e) == -1)
+    return -1;
+  if (from == to)
+    return 0;
+  if (w->buf)
+    memcpy (buf + (from - at), w->buf + (from - w->offset), to - from);
+  else
+    memset (buf + (from - at), 0, to - from);
+  return 0;
+}
+
+/* The whole place, in buffers of JOIN_MAX. */
 static int
 write_joined (const struct write_job *w, const struct placement *p, size_t n,
               struct error *e)
 {
-  CLEANUP_FREE uint8_t *buf = malloc (p->length);
-  uint64_t head = w->offset - p->guest, tail = head + n;
+  size_t size = (size_t) min_u64 (p->length, JOIN_MAX);
+  CLEANUP_FREE uint8_t *buf = malloc (size);
 
   if (!buf)
-    return error_nomem (e, "copy on write", p->length);
-  if (read_range (w->im, buf, head, p->guest, e) == -1
-      || read_range (w->im, buf + tail, p->length - tail, w->offset + n,
-                     e) == -1)
-    return -1;
-  if (w->buf)
-    memcpy (buf + head, w->buf, n);
-  else
-    memset (buf + head, 0, n);
-  return storage_pwrite (io_storage (w->im, p->storage), buf, p->length,
-                         p->host, 0, e);
+    return error_nomem (e, "copy on write", size);
+  for (uint64_t done = 0; done < p->length; done += size) {
+    uint64_t len = min_u64 (size, p->length - done), at = p->guest + done;
+
+    if (compose (w, n, at, len, buf, e) == -1
+        || io_put (w->im, p->storage, buf, len, p->host + done, at, 0,
+                   e) == -1)
+      return -1;
+  }
+  return 0;
 }
 
 /* Give the place P its whole content: N bytes of W, and around them what the
- * guest reads there now.
+ * guest reads there now.  With a cipher that is always written: what is zero in
+ * the file is not to the guest, and sectors are encrypted as a whole.
  */
 static int
 write_place (const struct write_job *w, const struct placement *p, size_t n,
@@ -293,9 +312,10 @@ write_place (const struct write_job *w, const struct placement *p, size_t n,
   uint64_t head = w->offset - p->guest, end = w->offset + n;
   uint64_t tail = p->guest + p->length - end;
 
-  if ((head || tail) && p->length <= JOIN_MAX
-      && !(p->reads_zero && range_reads_zero (w->im, p->guest, head)
-           && range_reads_zero (w->im, end, tail)))
+  if (w->im->format->encrypted
+      || ((head || tail) && p->length <= JOIN_MAX
+          && !(p->reads_zero && range_reads_zero (w->im, p->guest, head)
+               && range_reads_zero (w->im, end, tail))))
     return write_joined (w, p, n, e);
   if (fill (w->im, p, p->guest, head, e) == -1)
     return -1;
@@ -382,6 +402,24 @@ io_write_piece (struct write_job *w, struct error *e)
   return may_find_space (w->im, e) ? place_and_write (w, limit, e) : -1;
 }
 
+/* The bytes that a write in place keeps others from.  An encrypted sector is
+ * written as a whole, and of two writers of one only one at a time: a mix of
+ * their bytes would decrypt to neither.
+ */
+static void
+lock_in_place (struct image *im, struct range *r, uint64_t offset,
+               uint64_t len)
+{
+  uint64_t start = round_down (offset, SECTOR_SIZE);
+
+  if (!im->format->encrypted)
+    range_lock (&im->ranges, r, offset, len, RANGE_SHARED);
+  else
+    range_lock (&im->ranges, r, start,
+                round_up (offset + len, SECTOR_SIZE) - start,
+                RANGE_EXCLUSIVE);
+}
+
 /* As far as the data may be overwritten where they are. */
 static int
 write_in_place (struct write_job *w, struct error *e)
@@ -390,7 +428,7 @@ write_in_place (struct write_job *w, struct error *e)
   struct mapping m;
   int r = 0;
 
-  range_lock (&w->im->ranges, &range, w->offset, w->len, RANGE_SHARED);
+  lock_in_place (w->im, &range, w->offset, w->len);
   while (r == 0 && w->len > 0) {
     r = io_map (w->im, w->offset, w->len, &m, e);
     if (r == -1 || m.kind != MAP_DATA)
@@ -514,8 +552,11 @@ check_packed (struct image *im, size_t len, uint64_t offset, struct error *e)
   if (io_check_write (im, offset, len, e) == -1)
     return -1;
   if (!im->format->info.can_pack)
-    return error_set (e, ENOTSUP, "%s: the format or the image has no"
-                      " compressed clusters", im->name);
+    return error_set (e, ENOTSUP, im->format->encrypted
+                      ? "%s: Compression and encryption not supported at the"
+                      " same time"
+                      : "%s: the format or the image has no compressed"
+                      " clusters", im->name);
   if (!is_aligned (offset, cs)
       || (len != cs && offset + len != image_size (im)) || len > cs)
     return error_set (e, EINVAL, "%s: a compressed write must be one cluster"

@@ -55,6 +55,18 @@ extern int io_check_probed_head (struct image *im, const void *buf,
 extern void io_lock_clusters (struct image *im, struct range *r,
                               uint64_t offset, uint64_t len);
 
+/* LEN bytes of the guest at GUEST, which lie at HOST of the storage WHERE:
+ * decrypted or encrypted on the way if the image is (crypt.c).  BUF NULL =
+ * zeroes.  The caller holds the range; for io_put with a cipher EXCLUSIVE, and
+ * rounded out to sectors.
+ */
+extern int io_get (struct image *im, enum map_storage where, void *buf,
+                   size_t len, uint64_t host, uint64_t guest,
+                   struct error *e);
+extern int io_put (struct image *im, enum map_storage where, const void *buf,
+                   uint64_t len, uint64_t host, uint64_t guest,
+                   unsigned flags, struct error *e);
+
 /* One layer's answer, with the checks that hold for every driver. */
 extern int io_map (struct image *im, uint64_t offset, uint64_t len,
                    struct mapping *m, struct error *e);

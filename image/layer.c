@@ -14,6 +14,7 @@
 
 #include "common/bytes.h"
 #include "common/cleanup.h"
+#include "common/secret.h"
 #include "image/gate.h"
 #include "image/layer.h"
 #include "image/packed.h"
@@ -336,6 +337,22 @@ node_cache_size (const json_t *tree, uint64_t inherited, uint64_t *size,
   return 0;
 }
 
+/* encrypt.format, if the user gave it, is what the header says. */
+static int
+check_encrypt (const struct layer *l, struct error *e)
+{
+  const json_t *encrypt = json_object_get (l->tree, "encrypt");
+  const char *wanted = encrypt ? tree_text (encrypt, "format") : NULL;
+
+  if (!wanted || (l->needs.crypto && strcmp (wanted, l->needs.crypto) == 0))
+    return 0;
+  if (l->needs.crypto)
+    return error_set (e, EINVAL, "Header reported '%s' encryption format but "
+                      "options specify '%s'", l->needs.crypto, wanted);
+  return error_set (e, EINVAL, "No encryption in image header, but options "
+                    "specified format '%s'", wanted);
+}
+
 static int
 parse (struct layer *l, uint64_t cache_size, struct error *e)
 {
@@ -355,9 +372,8 @@ parse (struct layer *l, uint64_t cache_size, struct error *e)
   im->format = l->format->open (im->storage, &opts, &l->needs, e);
   if (!im->format || copy_names (l, e) == -1)
     return -1;
-  if (l->needs.crypto && !opts.info_only)
-    return error_set (e, ENOTSUP, "the image is encrypted, and encryption is "
-                      "not built yet");
+  if (check_encrypt (l, e) == -1)
+    return -1;
   return decide_writable (l, e);
 }
 
@@ -528,9 +544,55 @@ open_view (struct image *im, struct error *e)
   return im->view ? 0 : -1;
 }
 
-static int
-activate (struct image *im, struct error *e)
+/* The id of the secret, and the node that has the other options of its kind. */
+static const char *
+key_secret (const struct layer *l, const json_t **node)
 {
+  const json_t *encrypt = json_object_get (l->tree, "encrypt");
+  const char *id;
+
+  *node = encrypt ? encrypt : l->tree;
+  id = tree_text (*node, "key-secret");
+  return id || l->is_backing ? id : l->im->options.key_secret;
+}
+
+/* check needs no key: it reads no guest data. */
+static int
+unlock (const struct layer *l, struct error *e)
+{
+  const struct format_ops *ops = l->format;
+  const json_t *node;
+  const char *id = key_secret (l, &node);
+  struct secret secret;
+  const struct format_key key = {
+    .secret = &secret, .cancel = l->im->options.cancel,
+    .max_iterations = tree_size (node, "max-iterations",
+                                 PBKDF2_MAX_ITERATIONS),
+  };
+  int r;
+
+  if (!l->needs.crypto || (!id && l->im->options.check))
+    return 0;
+  if (!id)
+    return error_set (e, EINVAL, "Parameter '%s' is required for cipher: the "
+                      "image is encrypted (%s); give --object secret,id=ID,"
+                      "file=PATH and --image-opts driver=%s,file.filename=...,"
+                      "%s=ID", ops->key_option, l->needs.crypto, ops->name,
+                      ops->key_option);
+  if (secret_get (id, &secret, e) == -1)
+    return -1;
+  r = ops->unlock (l->im->format, &key, e);
+  secret_free (&secret);
+  return r;
+}
+
+static int
+activate (struct layer *l, struct error *e)
+{
+  struct image *im = l->im;
+
+  if (unlock (l, e) == -1)
+    return -1;
   if (im->format->ops->activate (im->format, im->data_file,
                                  im->backing != NULL, e) == -1)
     return -1;
@@ -551,7 +613,7 @@ layer_activate (struct layer *l, struct error *e)
     l->im->size = l->im->format->info.size;
     return 0;
   }
-  if (activate (l->im, e) == 0)
+  if (activate (l, e) == 0)
     return 0;
   return error_prefix (e, "%s", l->im->name);
 }

@@ -110,9 +110,10 @@ image_share (struct image *im, uint64_t offset, uint64_t len,
     return -1;
   /* A disk that was probed may not get another format's header this way.  A
    * format that drops nothing could not give back the place where sharing turns
-   * out to be impossible.
+   * out to be impossible.  What is encrypted is no copy of anything.
    */
   if (io_is_probed_head (im, offset) || im->format->info.trim_in_place
+      || im->format->encrypted
       || !is_aligned (offset | len, im->format->info.cow_size))
     return 0;
   gate_enter (&im->gate);

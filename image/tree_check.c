@@ -41,7 +41,7 @@ enum kind {
   KIND_OFF,                     /* a bool; on is not built, CHOICES says why */
   KIND_CHOICE,                  /* one of CHOICES */
   KIND_STORAGE, KIND_LAYER,     /* a node below */
-  KIND_CACHE, KIND_SERVER, KIND_ARGV,
+  KIND_CACHE, KIND_SERVER, KIND_ARGV, KIND_ENCRYPT,
   KIND_REFUSED,                 /* CHOICES says why */
 };
 
@@ -72,6 +72,9 @@ static const struct key keys[] = {
   { "overlap-check", KIND_CHOICE, IN_FORMAT, "cached" },
   { "lazy-refcounts", KIND_OFF, IN_FORMAT,
     "is not built: refcounts are always written before what needs them" },
+  { "encrypt", KIND_ENCRYPT, IN_FORMAT, NULL },
+  { "key-secret", KIND_TEXT, IN_FORMAT, NULL },
+  { "max-iterations", KIND_SIZE, IN_FORMAT, NULL },
   { "filename", KIND_TEXT, IN_LOCAL, NULL },
   { "locking", KIND_CHOICE, IN_LOCAL, "auto|on|off" },
   { "uri", KIND_TEXT, IN_NBD, NULL },
@@ -84,7 +87,6 @@ static const struct key keys[] = {
   { "url", KIND_TEXT, IN_NBD, NULL },
   { "read-zeroes", KIND_BOOL, IN_NULL, NULL },
 
-  { "encrypt", KIND_REFUSED, IN_FORMAT, not_built },
   { "cache-clean-interval", KIND_REFUSED, IN_FORMAT, not_built },
   { "l2-cache-entry-size", KIND_REFUSED, IN_FORMAT, not_built },
   { "pass-discard-request", KIND_REFUSED, IN_FORMAT, not_built },
@@ -285,6 +287,57 @@ check_argv (const json_t *argv, struct error *e)
     : error_set (e, EINVAL, "command: the name of the program is empty");
 }
 
+/* {"format": "aes"|"luks", "key-secret", "max-iterations"} */
+static int
+check_encrypt (const json_t *encrypt, struct error *e)
+{
+  static const struct key format = {
+    "encrypt.format", KIND_CHOICE, IN_FORMAT, "aes|luks"
+  };
+  const char *key;
+  json_t *value;
+  int r = 0;
+
+  if (!json_is_object (encrypt))
+    return error_set (e, EINVAL, "the option 'encrypt' takes encrypt.format, "
+                      "encrypt.key-secret and encrypt.max-iterations");
+  json_object_foreach ((json_t *) encrypt, key, value) {
+    if (strcmp (key, "format") == 0)
+      r = check_choice (&format, value, e);
+    else if (strcmp (key, "key-secret") == 0)
+      r = check_text ("encrypt.key-secret", value, e);
+    else if (strcmp (key, "max-iterations") == 0)
+      r = check_size ("encrypt.max-iterations", value, e);
+    else
+      r = error_set (e, EINVAL, "Parameter 'encrypt.%s' is unexpected", key);
+    if (r == -1)
+      break;
+  }
+  return r;
+}
+
+/* Each format has its own way to name the key. */
+static int
+check_key_options (const json_t *node, enum tree_driver driver,
+                   struct error *e)
+{
+  static const char *const names[] = {
+    "encrypt", "key-secret", "max-iterations"
+  };
+  const struct format_ops *format = NULL;
+  bool nested;
+
+  if (driver != DRIVER_FORMAT
+      || tree_driver (node, &driver, &format, e) == -1)
+    return e->err ? -1 : 0;
+  nested = format->key_option && strchr (format->key_option, '.');
+  for (int i = 0; i < 3; ++i)
+    if (json_object_get (node, names[i])
+        && (!format->key_option || nested != (i == 0)))
+      return unknown_key (node, driver, names[i], e);
+  return 0;
+}
+
 /* ---- nodes ---- */
 
 enum place { PLACE_TOP, PLACE_BACKING, PLACE_STORAGE };
@@ -306,6 +359,7 @@ check_key (const struct key *key, const json_t *value, unsigned depth,
   case KIND_CACHE: return check_cache (value, e);
   case KIND_SERVER: return check_server (value, e);
   case KIND_ARGV: return check_argv (value, e);
+  case KIND_ENCRYPT: return check_encrypt (value, e);
   case KIND_STORAGE: return check_node (value, PLACE_STORAGE, depth + 1, e);
   case KIND_LAYER:
     return json_is_null (value) ? 0
@@ -396,6 +450,8 @@ check_node (const json_t *node, enum place place, unsigned depth,
     if (check_key (key, value, depth, e) == -1)
       return -1;
   }
+  if (check_key_options (node, driver, e) == -1)
+    return -1;
   return check_whole (node, driver, place, e);
 }
 

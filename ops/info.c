@@ -142,7 +142,7 @@ describe (struct image *im, json_t *info, struct error *e)
       || put_number (info, "virtual-size", image_size (im), e) == -1
       || describe_storage (im, info, e) == -1)
     return -1;
-  if (!f->info.identity
+  if (!f->info.identity && !f->info.flat
       && put_number (info, "cluster-size", f->info.cluster_size, e) == -1)
     return -1;
   if (describe_state (im, info, e) == -1

@@ -29,9 +29,9 @@
   "force-share=BOOL     With readonly=on: take no notice of a writer.\n" \
   "untrusted=BOOL       The image is hostile: follow no name inside it.\n" \
   "metadata-cache=SIZE  Memory for the metadata of all layers (16M).\n" \
-  "secret=ID:file:PATH  The passphrase that key-secret=ID means: all of PATH.\n"\
-  "secret=ID:+FILE      The same, as nbdkit reads passwords: the first line of\n"\
-  "secret=ID:-  ID:-FD  FILE, the terminal, a file descriptor."
+  "secret=ID:file:PATH  What key-secret=ID means: all bytes of PATH.\n" \
+  "secret=ID:+FILE      The same, as nbdkit reads passwords: a line of\n" \
+  "secret=ID:-  ID:-FD  FILE, the terminal, or a file descriptor."
 
 /* nbdkit's .config and .config_complete. */
 extern int params_set (const char *key, const char *value);

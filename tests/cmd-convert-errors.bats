@@ -149,10 +149,8 @@ as_qemu () {
   make_images
   expect_error 1 '--bitmaps is not built yet' \
     convert --bitmaps -O qcow2 b.qcow2 o
-  expect_error 1 '--object secret is not built yet' \
-    convert --object secret,id=s,data=x a.raw o
-  expect_error 1 'encrypt.format' \
-    convert -O qcow2 -o encrypt.format=luks a.raw o
+  expect_error 1 'tls-creds-x509 is not built yet' \
+    convert --object tls-creds-x509,id=t,dir=. a.raw o
   expect_error 1 'vmdk' convert -O vmdk a.raw o
   [ ! -e o ]
 }

@@ -190,7 +190,7 @@ assert got == [[1 << 20, 3, 3 << 20, 0, 4 << 20, 3]], got"'
   refused 'metadata-cache=1' disk metadata-cache=1
   refused 'dir= is not built yet' dir=.
   refused 'control= is not built yet' disk control=sock
-  refused 'secret= is not built yet' disk secret=a:file:b
+  refused 'Unable to read b' disk secret=a:file:b
   refused 'unknown parameter size=' disk size=1M
 }
 

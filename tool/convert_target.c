@@ -67,6 +67,9 @@ check_compression (const struct convert_request *rq,
   if (mode && strcmp (mode, "off") != 0)
     return refuse ("Compression and preallocation not supported at the same "
                    "time");
+  if (t->format->key_option && option (t, t->format->key_option))
+    return refuse ("Compression and encryption not supported at the same "
+                   "time");
   if (option (t, "data_file"))
     return refuse ("Compression is not possible with an external data file");
   return 0;
@@ -296,14 +299,26 @@ create (const struct convert_request *rq, struct convert_target *t,
 }
 
 /* A new image reads as zeroes.  Raw on a device or an export shows what was
- * there before.
+ * there before, and encrypted space what comes of decrypting it.
  */
 static bool
 reads_zero (const struct convert_target *t)
 {
   const struct storage *st = t->im->storage;
 
+  if (t->im->format->info.new_is_random)
+    return false;
   return !t->im->format->info.identity || st->caps.is_local_file;
+}
+
+/* The options with which the image was made are what opens it. */
+static const char *
+created_secret (const struct convert_request *rq,
+                const struct convert_target *t)
+{
+  if (rq->no_create || !t->format->key_option)
+    return NULL;
+  return option (t, t->format->key_option);
 }
 
 static int
@@ -323,6 +338,7 @@ convert_open_target (struct convert_request *rq, struct convert_target *t,
 {
   if (!rq->no_create && create (rq, t, ctx) == -1)
     return -1;
+  rq->target.open.key_secret = created_secret (rq, t);
   t->im = tool_open (&rq->target);
   if (!t->im || check_opened (rq, t) == -1)
     return -1;

@@ -184,6 +184,7 @@ put_fixed_fields (const struct plan *p, uint8_t *b)
   put_be32 (b + H_VERSION, p->version);
   put_be32 (b + H_CLUSTER_BITS, p->cluster_bits);
   put_be64 (b + H_SIZE, p->size);
+  put_be32 (b + H_CRYPT_METHOD, p->crypt_method);
   put_be32 (b + H_L1_SIZE, (uint32_t) p->l1_size);
   put_be64 (b + H_L1_TABLE_OFFSET, p->l1_offset);
   put_be64 (b + H_REFCOUNT_TABLE_OFFSET, p->reftable_offset);
@@ -261,17 +262,27 @@ l1_entry (const struct plan *p, uint64_t i)
   return (p->l2_offset + (i << p->cluster_bits)) | ENTRY_COPIED;
 }
 
+/* What nobody wrote reads as zeroes; but decrypted it would be random bytes, so
+ * the zero flag says it, which version 2 does not have.
+ */
+static uint64_t
+entry_flags (const struct plan *p)
+{
+  return ENTRY_COPIED
+    | (p->crypt_method != CRYPT_NONE && p->version >= 3 ? L2_ZERO : 0);
+}
+
 static uint64_t
 l2_entry (const struct plan *p, uint64_t i)
 {
-  return (p->data_offset + (i << p->cluster_bits)) | ENTRY_COPIED;
+  return (p->data_offset + (i << p->cluster_bits)) | entry_flags (p);
 }
 
 /* In an external data file each cluster has its guest offset. */
 static uint64_t
 l2_entry_data_file (const struct plan *p, uint64_t i)
 {
-  return (i << p->cluster_bits) | ENTRY_COPIED;
+  return (i << p->cluster_bits) | entry_flags (p);
 }
 
 /* The second half of an extended entry is 0: no subcluster is allocated, so
@@ -282,7 +293,9 @@ extended_l2_entry (const struct plan *p, uint64_t i)
 {
   if (i % 2)
     return 0;
-  return p->data_file ? l2_entry_data_file (p, i / 2) : l2_entry (p, i / 2);
+  i /= 2;
+  return (p->data_file ? l2_entry_data_file (p, i) : l2_entry (p, i))
+    & ~L2_ZERO;
 }
 
 static int

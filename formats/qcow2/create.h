@@ -22,6 +22,8 @@ struct plan {
   bool data_file_raw, lazy_refcounts, extended_l2;
   enum codec codec;
   enum preallocation preallocation;
+  uint32_t crypt_method;
+  const char *key_secret;       /* id; NULL = no encryption */
 
   /* create.c: counts of clusters (l1_size: of entries) */
   uint64_t reftable, refblocks, l1, l1_size, l2, data, total;

@@ -16,30 +16,27 @@
 #include "common/text.h"
 #include "formats/qcow2/create.h"
 
-#define ENCRYPT_REFUSED "encryption is not built yet"
 
 const struct format_option qcow2_create_options[] = {
   { "encryption", OPTION_BOOL, "Encrypt the image with format 'aes'. "
-    "(Deprecated in favor of encrypt.format=aes)", ENCRYPT_REFUSED, NULL,
-    false },
+    "(Deprecated in favor of encrypt.format=aes)", NULL, NULL, false },
   { "encrypt.format", OPTION_STRING,
-    "Encrypt the image, format choices: 'aes', 'luks'", ENCRYPT_REFUSED, NULL,
-    false },
+    "Encrypt the image, format choices: 'aes', 'luks'", NULL, NULL, false },
   { "encrypt.key-secret", OPTION_STRING,
-    "ID of secret providing qcow AES key or LUKS passphrase",
-    ENCRYPT_REFUSED, NULL, false },
+    "ID of secret providing qcow AES key or LUKS passphrase", NULL, NULL,
+    false },
   { "encrypt.cipher-alg", OPTION_STRING, "Name of encryption cipher algorithm",
-    ENCRYPT_REFUSED, NULL, false },
+    NULL, NULL, false },
   { "encrypt.cipher-mode", OPTION_STRING, "Name of encryption cipher mode",
-    ENCRYPT_REFUSED, NULL, false },
+    NULL, NULL, false },
   { "encrypt.ivgen-alg", OPTION_STRING, "Name of IV generator algorithm",
-    ENCRYPT_REFUSED, NULL, false },
+    NULL, NULL, false },
   { "encrypt.ivgen-hash-alg", OPTION_STRING,
-    "Name of IV generator hash algorithm", ENCRYPT_REFUSED, NULL, false },
+    "Name of IV generator hash algorithm", NULL, NULL, false },
   { "encrypt.hash-alg", OPTION_STRING, "Name of encryption hash algorithm",
-    ENCRYPT_REFUSED, NULL, false },
+    NULL, NULL, false },
   { "encrypt.iter-time", OPTION_NUMBER,
-    "Time to spend in PBKDF in milliseconds", ENCRYPT_REFUSED, NULL, false },
+    "Time to spend in PBKDF in milliseconds", NULL, NULL, false },
   { "cluster_size", OPTION_SIZE, "qcow2 cluster size", NULL, "65536", false },
   { "extended_l2", OPTION_BOOL, "Extended L2 tables", NULL, "off", false },
   { "preallocation", OPTION_STRING,
@@ -144,6 +141,68 @@ parse_refcount_bits (const struct format_create_options *opts, struct plan *p,
   return 0;
 }
 
+/* What encrypt.format=aes does not take. */
+static int
+check_aes_options (const struct format_create_options *opts, struct error *e)
+{
+  static const char *const names[] = {
+    "encrypt.cipher-alg", "encrypt.cipher-mode", "encrypt.ivgen-alg",
+    "encrypt.ivgen-hash-alg", "encrypt.hash-alg", "encrypt.iter-time",
+  };
+
+  for (size_t i = 0; i < sizeof names / sizeof names[0]; ++i)
+    if (option (opts, names[i]))
+      return error_set (e, EINVAL, "Parameter '%s' is unexpected", names[i]);
+  return 0;
+}
+
+static bool
+any_encrypt_option (const struct format_create_options *opts)
+{
+  const char *name;
+  json_t *value;
+
+  json_object_foreach (opts->options, name, value)
+    if (strncmp (name, "encrypt.", 8) == 0)
+      return true;
+  return false;
+}
+
+static int
+parse_encrypt (const struct format_create_options *opts, struct plan *p,
+               struct error *e)
+{
+  const char *format = option (opts, "encrypt.format");
+  struct secret secret;
+  bool legacy;
+
+  if (option_bool (opts, "encryption", &legacy, e) == -1)
+    return -1;
+  if (format && option (opts, "encryption"))
+    return error_set (e, EINVAL, "'encrypt.format' and its alias 'encryption' "
+                      "can't be used at the same time");
+  if (!format && !legacy)
+    return any_encrypt_option (opts)
+      ? error_set (e, EINVAL, "Parameter 'encrypt.format' is missing") : 0;
+  if (legacy || strcmp (format, "aes") == 0)
+    p->crypt_method = CRYPT_AES;
+  else if (strcmp (format, "luks") == 0)
+    p->crypt_method = CRYPT_LUKS;
+  else
+    return error_set (e, EINVAL, "Parameter 'encrypt.format' does not accept "
+                      "value '%s'", format);
+  p->key_secret = option (opts, "encrypt.key-secret");
+  if (!p->key_secret)
+    return error_set (e, EINVAL, "Parameter 'encrypt.key-secret' is required "
+                      "for cipher");
+  if (p->crypt_method == CRYPT_AES && check_aes_options (opts, e) == -1)
+    return -1;
+  if (secret_get (p->key_secret, &secret, e) == -1)
+    return -1;
+  secret_free (&secret);
+  return 0;
+}
+
 /* backing_file, backing_fmt and size stand in the struct: their keys in
  * opts->options say the same.  nocow was dealt with when the file was created.
  */
@@ -167,6 +226,7 @@ parse_options (const struct format_create_options *opts, struct plan *p,
       || option_bool (opts, "lazy_refcounts", &p->lazy_refcounts, e) == -1
       || option_bool (opts, "extended_l2", &p->extended_l2, e) == -1
       || option_bool (opts, "nocow", &nocow, e) == -1
+      || parse_encrypt (opts, p, e) == -1
       || parse_cluster_size (opts, p, e) == -1
       || parse_refcount_bits (opts, p, e) == -1)
     return -1;
@@ -236,6 +296,10 @@ static int
 check_data_file (const struct format_create_options *opts,
                  const struct plan *p, struct error *e)
 {
+  if (p->data_file_raw && p->crypt_method != CRYPT_NONE)
+    return error_set (e, EINVAL, "data_file_raw and encryption cannot be used "
+                      "at the same time: the data file is no raw image when it "
+                      "is encrypted");
   if (p->data_file_raw && !p->data_file)
     return error_set (e, EINVAL, "data_file_raw requires data_file");
   if (!p->data_file)

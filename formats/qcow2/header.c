@@ -64,7 +64,7 @@ parse_geometry (struct qcow2 *q, const uint8_t *h, struct error *e)
     return error_set (e, EINVAL, "Unsupported cluster size: 2^%u",
                       q->cluster_bits);
   q->cluster_size = UINT64_C (1) << q->cluster_bits;
-  if (q->crypt_method > 2)
+  if (q->crypt_method > CRYPT_LUKS)
     return error_set (e, EINVAL, "Unsupported encryption method %u",
                       q->crypt_method);
   return 0;
@@ -164,7 +164,7 @@ name_copy (const uint8_t *p, size_t len, const char *what, struct error *e)
 struct extensions {
   const uint8_t *names;         /* feature name table, NULL = none */
   size_t names_len;
-  bool data_file_name, crypto;
+  bool data_file_name;
 };
 
 static int
@@ -189,6 +189,33 @@ parse_bitmaps (struct qcow2 *q, const uint8_t *p, uint32_t len,
 }
 
 static int
+parse_crypto (struct qcow2 *q, const uint8_t *p, uint32_t len,
+              struct error *e)
+{
+  if (q->crypt_method != CRYPT_LUKS)
+    return error_set (e, EINVAL, "CRYPTO header extension only expected with "
+                      "LUKS encryption method");
+  if (len != 16)
+    return error_set (e, EINVAL, "CRYPTO header extension size %u, but "
+                      "expected size 16", len);
+  q->crypto_header_offset = get_be64 (p);
+  q->crypto_header_length = get_be64 (p + 8);
+  if (q->crypto_header_length == 0
+      || q->crypto_header_length > MAX_CRYPTO_HEADER_BYTES)
+    return error_set (e, EINVAL, "the encryption header has %" PRIu64
+                      " bytes; it can have 1 to %" PRIu64,
+                      q->crypto_header_length,
+                      (uint64_t) MAX_CRYPTO_HEADER_BYTES);
+  if (q->crypto_header_offset == 0
+      || !is_aligned (q->crypto_header_offset, q->cluster_size)
+      || q->crypto_header_offset > INT64_MAX - 2 * MAX_CRYPTO_HEADER_BYTES)
+    return error_set (e, EINVAL, "Encryption header offset '%" PRIu64 "' is "
+                      "not a multiple of cluster size '%" PRIu64 "', or not "
+                      "valid", q->crypto_header_offset, q->cluster_size);
+  return 0;
+}
+
+static int
 parse_extension (struct qcow2 *q, uint32_t type, const uint8_t *p,
                  uint32_t len, struct format_needs *needs,
                  struct extensions *x, struct error *e)
@@ -205,8 +232,7 @@ parse_extension (struct qcow2 *q, uint32_t type, const uint8_t *p,
   case EXT_BITMAPS:
     return parse_bitmaps (q, p, len, e);
   case EXT_CRYPTO:
-    x->crypto = true;
-    return 0;
+    return parse_crypto (q, p, len, e);
   case EXT_DATA_FILE:
     free (needs->data_file_name);
     needs->data_file_name = name_copy (p, len, "data file name", e);
@@ -343,14 +369,14 @@ refused_writable (const struct qcow2 *q)
 }
 
 static int
-fill_needs (struct qcow2 *q, const struct extensions *x,
-            struct format_needs *needs, struct error *e)
+fill_needs (struct qcow2 *q, struct format_needs *needs, struct error *e)
 {
   needs->data_file = q->incompatible_features & INCOMPAT_DATA_FILE;
   q->data_file_raw = needs->data_file
     && (q->autoclear_features & AUTOCLEAR_DATA_FILE_RAW);
   needs->data_file_raw = q->data_file_raw;
-  needs->crypto = q->crypt_method != 0 || x->crypto;
+  needs->crypto = q->crypt_method == CRYPT_NONE ? NULL
+    : q->crypt_method == CRYPT_AES ? "aes" : "luks";
   needs->refused = refused_writable (q);
   needs->writable_refused = needs->refused != NULL;
   if (needs->data_file_name) {
@@ -369,13 +395,15 @@ fill_info (struct qcow2 *q, const struct format_open_options *opts)
 
   f->dirty_flag = q->incompatible_features & INCOMPAT_DIRTY;
   f->corrupt_flag = q->incompatible_features & INCOMPAT_CORRUPT;
-  f->encrypted = q->crypt_method != 0;
+  f->encrypted = q->crypt_method != CRYPT_NONE;
+  f->info.iv_base = q->crypt_method == CRYPT_LUKS ? IV_HOST : IV_GUEST;
+  f->info.new_is_random = f->encrypted && q->version < 3;
   f->info.cluster_size = (uint32_t) q->cluster_size;
   f->info.cow_size = (uint32_t) q->subcluster_size;
   f->info.alignment = SECTOR_SIZE;
   f->info.vm_state_unit = (uint64_t) q->cluster_size << q->l2_bits;
   f->info.codec = q->codec;
-  f->info.can_pack = codec_available (q->codec)
+  f->info.can_pack = codec_available (q->codec) && !f->encrypted
     && !(q->incompatible_features & INCOMPAT_DATA_FILE);
   f->info.zero_is_fast = q->version >= 3 && !q->data_file_raw;
   q->writable = opts->writable;
@@ -430,6 +458,9 @@ parse (struct qcow2 *q, const struct head *head, struct format_needs *needs,
       || parse_backing (q, head, needs, e) == -1
       || check_geometry (q, e) == -1)
     return -1;
+  if (q->crypt_method == CRYPT_LUKS && !q->crypto_header_length)
+    return error_set (e, EINVAL, "CRYPTO header extension not found, and the"
+                      " encryption method is LUKS");
   return 0;
 }
 
@@ -454,7 +485,7 @@ qcow2_open (struct storage *st, const struct format_open_options *opts,
     r = parse (q, &head, needs, &x, e);
   free (head.buf);
   if (r == 0)
-    r = fill_needs (q, &x, needs, e);
+    r = fill_needs (q, needs, e);
   if (r == 0) {
     fill_info (q, opts);
     init_allocation (q);
@@ -474,10 +505,6 @@ qcow2_activate (struct format *f, struct storage *data_file, bool has_backing,
 {
   struct qcow2 *q = to_qcow2 (f);
 
-  if (f->encrypted)
-    return error_set (e, ENOTSUP, "%s: the image is encrypted (%s), and"
-                      " encryption is not built yet", f->storage->name,
-                      q->crypt_method == 1 ? "AES" : "LUKS");
   if (!(q->incompatible_features & INCOMPAT_DATA_FILE) != !data_file)
     return error_set (e, EINVAL, "%s: %s", f->storage->name, data_file
                       ? "'data-file' can only be set for images with an"
@@ -498,6 +525,7 @@ qcow2_free (struct qcow2 *q)
   freed_list_clear (&q->released);
   free (q->backing_format);
   free (q->data_file_name);
+  disk_cipher_free (q->format.cipher);
   mutex_destroy (&q->mutex);
   free (q);
 }
@@ -586,9 +614,11 @@ const struct format_ops format_qcow2 = {
   .packs = true,
   .grows = true,
   .create_options = qcow2_create_options,
+  .key_option = "encrypt.key-secret",
   .probe = qcow2_probe,
   .create = qcow2_create,
   .open = qcow2_open,
+  .unlock = qcow2_unlock,
   .activate = qcow2_activate,
   .begin_write = qcow2_begin_write,
   .close = qcow2_close,

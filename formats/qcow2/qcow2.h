@@ -85,6 +85,9 @@ enum {
   H_OUR_LENGTH = 112,           /* what we write */
 };
 
+/* crypt_method */
+enum { CRYPT_NONE, CRYPT_AES, CRYPT_LUKS };
+
 #define INCOMPAT_DIRTY (UINT64_C (1) << 0)
 #define INCOMPAT_CORRUPT (UINT64_C (1) << 1)
 #define INCOMPAT_DATA_FILE (UINT64_C (1) << 2)
@@ -126,6 +129,8 @@ enum {
 #define MAX_L1_BYTES (32 * MiB)
 #define MAX_REFTABLE_BYTES (8 * MiB)
 #define MAX_SNAPSHOT_TABLE_BYTES (64 * MiB)
+/* A LUKS header of eight slots with the longest keys, and as much again. */
+#define MAX_CRYPTO_HEADER_BYTES (4 * MiB)
 
 /* ---- tables (table.c, over formats/slices.h) ---- */
 
@@ -168,6 +173,7 @@ struct qcow2 {
   enum codec codec;             /* compression_type */
   uint32_t header_length;
   uint32_t crypt_method;
+  uint64_t crypto_header_offset, crypto_header_length;  /* bytes; LUKS only */
   char *backing_format;         /* owned; NULL = not recorded */
   char *data_file_name;         /* owned; as recorded, NULL = not */
   uint32_t nb_bitmaps;          /* of the bitmaps extension, 0 = none */
@@ -447,6 +453,10 @@ extern int qcow2_alloc_table (struct qcow2 *q, uint64_t nr, uint64_t *host,
 
 /* Clusters that nothing on disk refers to. */
 extern void qcow2_give_back (struct qcow2 *q, uint64_t host, uint64_t nr);
+
+/* ---- crypt.c ---- */
+extern int qcow2_unlock (struct format *f, const struct format_key *key,
+                         struct error *e);
 
 /* ---- resize.c ---- */
 extern int qcow2_resize (struct format *f, uint64_t size, uint64_t zero_until,
