@@ -219,8 +219,8 @@ trim_in_place (struct image *im, uint64_t offset, uint64_t len,
   struct storage *st = im->storage;
   struct mapping m;
 
-  if (!st->caps.can_punch)
-    return 0;
+  if (!st->caps.can_punch || im->format->encrypted)
+    return 0;                   /* a hole does not decrypt to zeroes */
   for (; len > 0; offset += m.length, len -= m.length)
     if (io_map (im, offset, len, &m, e) == -1
         || (m.kind == MAP_DATA
