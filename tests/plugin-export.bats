@@ -98,10 +98,25 @@ assert h.pread(65536, 65536) == b\"\\10\" * 65536"'
   [ "$status" -eq 1 ]
 }
 
-# status_is_qemus FORMAT IMAGE
+# pieces EXPRESSION: JSON of a map from standard input, in lines "start length
+# data zero" of which no two neighbours say the same.
+pieces () {
+  jq -r "[.[] | $1] | reduce .[] as \$p ([];
+    if length > 0 and .[-1][2:] == \$p[2:] then .[-1][1] += \$p[1]
+    else . + [\$p] end) | .[] | map (tostring) | join (\" \")"
+}
+
+# status_is_qemus FORMAT IMAGE: that of qemu-nbd, and the map of qemu-img.
 status_is_qemus () {
+  need jq
   captive -r -- "$2" format="$1" -- 'nbdinfo --map "$uri"' >ours
   nbdinfo --map -- [ qemu-nbd -r -f "$1" "$2" ] >qemu
+  diff ours qemu
+  captive -r -- "$2" format="$1" -- 'nbdinfo --map --json "$uri"' |
+    pieces '[.offset, .length, .type % 2 == 0, .type >= 2]' >ours
+  qemu-img map -f "$1" --output=json "$2" |
+    pieces '[.start, .length, .data, .zero]' >qemu
+  [ -s qemu ]
   diff ours qemu
 }
 
