@@ -171,6 +171,8 @@ check_each_entry (struct checker *c, const struct segments *l,
 
       if (p)
         r = each_in_piece (c, s, at, p, len, fn, e);
+      else if (c->strict)
+        r = error_set (e, read_error.err, "%s", read_error.text);
       else if (c->first)
         check_finding (c, FINDING_ERROR, "ERROR: cannot read the table at 0x%"
                        PRIx64 ": %s", at, read_error.text);

@@ -112,6 +112,9 @@ struct checker {
   bool repairing;               /* a later pass of a repair: nothing is told,
                                    and an entry that leads nowhere counts for
                                    nothing */
+  bool strict;                  /* something will be written that depends on
+                                   all tables: one that cannot be read is not a
+                                   finding, but an error */
   bool metadata_only;           /* walk: do not count what L2 entries say */
 
   struct segments l1;           /* entries of all L1 tables, cut */
@@ -215,8 +218,8 @@ extern int check_each_l2_table (struct checker *c, void *opaque,
                                            struct error *e),
                                 struct error *e);
 
-/* Does a plain cluster read the same wherever its entry points to?  Not one with
- * bits that nobody sets: it may be no entry at all.
+/* Does a plain cluster read the same wherever its entry points to?  Not one
+ * with bits that nobody sets: it may be no entry at all.
  */
 extern bool check_needs_no_host (const struct qcow2 *q, struct l2_entry v);
 

@@ -171,19 +171,25 @@ compare_absent (struct compare *k, uint64_t end)
   k->cursor = max_u64 (k->cursor, end);
 }
 
-/* The refcounts up to END cannot be read: let no flag look wrong for it. */
+/* The refcounts up to END cannot be read: let no flag look wrong for it.  What
+ * is referred to is in use all the same.
+ */
 static void
 compare_unknown (struct compare *k, uint64_t end)
 {
   for (struct refpage *p; k->cursor < end && (p = next_page (k, k->cursor));) {
     unsigned i = (unsigned) (k->cursor & (REF_PAGE - 1));
+    struct refcell cell;
 
     if (p->index > k->cursor >> REF_PAGE_BITS) {
       k->cursor = p->index << REF_PAGE_BITS;
       continue;
     }
-    refpage_put_refcount (p, i, refpage_get (p, i).copied ? 1 : 2);
+    cell = refpage_get (p, i);
     k->cursor++;
+    if (cell.count)
+      k->c->end = max_u64 (k->c->end, k->cursor);
+    refpage_put_refcount (p, i, cell.copied ? 1 : 2);
   }
   k->cursor = end;
 }
@@ -233,8 +239,8 @@ run_block (struct compare *k, uint64_t i, int r, const uint8_t *block,
     compare_block (k, first, block);
     return;
   }
-  check_finding (c, FINDING_REFBLOCK_ERROR, "ERROR: cannot read refcount block %"
-                 PRIu64 ": %s", i, read_error->text);
+  check_finding (c, FINDING_REFBLOCK_ERROR, "ERROR: cannot read refcount"
+                 " block %" PRIu64 ": %s", i, read_error->text);
   compare_unknown (k, (i + 1) << c->q->refblock_bits);
 }
 
@@ -280,8 +286,8 @@ run_entry (struct compare *k, uint64_t i, uint64_t entry, struct error *e)
   /* There is a block, but nobody can tell where. */
   if (run_batch (k, e) == -1)
     return -1;
-  check_finding (c, FINDING_REFBLOCK_ERROR, "ERROR: the refcounts of the clusters of"
-                 " refcount block %" PRIu64 " are not known", i);
+  check_finding (c, FINDING_REFBLOCK_ERROR, "ERROR: the refcounts of the"
+                 " clusters of refcount block %" PRIu64 " are not known", i);
   compare_absent (k, i << c->q->refblock_bits);
   compare_unknown (k, (i + 1) << c->q->refblock_bits);
   return 0;

@@ -400,6 +400,8 @@ walk_stream (struct checker *c, struct table_stream *s, struct error *e)
   int r;
 
   while ((r = table_stream_next (s, &i, &table, &read_error)) != 0) {
+    if (r == -1 && c->strict)
+      return error_set (e, read_error.err, "%s", read_error.text);
     if (r == -1 && c->first)
       check_finding (c, FINDING_ERROR, "ERROR: cannot read the L2 table at 0x%"
                      PRIx64 ": %s", c->l2[i].host, read_error.text);
@@ -453,7 +455,7 @@ check_each_l2_table (struct checker *c, void *opaque,
          && (r = table_stream_next (s, &i, &table, &read_error)) != 0) {
     if (r == 1)
       result = fn (c, opaque, &c->l2[i], table, e);
-    else if (c->repairing)
+    else if (c->strict)
       result = error_set (e, read_error.err, "%s", read_error.text);
     error_clear (&read_error);
   }

@@ -256,6 +256,7 @@ mend (struct checker *c, struct error *e)
   struct mending m = { .how = MEND_RAISE | MEND_LOWER | MEND_BEHIND_END };
   struct survey s;
 
+  c->strict = true;
   if (check_find_tables (c, e) == -1 || mend_survey (c, &s, e) == -1
       || refuse_damage (c, &s, e) == -1)
     return -1;

@@ -36,7 +36,7 @@ repair_look (struct repair *r, struct checker *c, struct error *e)
 {
   if (checker_init (c, r->q, r->opts, &r->found, r->opts->memory, e) == -1)
     return -1;
-  c->repairing = c->l2_reported = true;
+  c->repairing = c->strict = c->l2_reported = true;
   c->first = false;
   c->progress = c->nr_clusters;
   return check_find_tables (c, e);
@@ -221,7 +221,7 @@ look_without_lost (struct repair *r, struct error *e)
   int result = checker_init (&c, r->q, r->opts, &r->found, r->opts->memory,
                              e);
 
-  c.repairing = true;
+  c.repairing = c.strict = true;
   c.progress = c.nr_clusters;
   if (result == 0)
     result = check_run (&c, e);

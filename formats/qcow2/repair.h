@@ -6,7 +6,7 @@
  *   repair.c            what is done, in which order, and what is refused
  *   repair_tables.c     L1 and L2 tables read and changed in place
  *   repair_entries.c    entries that are wrong in themselves
- *   repair_moves.c      clusters that may not be shared get a place of their own
+ *   repair_moves.c      clusters that may not be shared get their own place
  *   repair_snapshots.c  the snapshot table
  *   check_flags.c       COPIED flags
  *   mend.c, rebuild.c   refcounts
@@ -43,8 +43,8 @@ struct repair {
   uint8_t *table;               /* owned; a cluster, for changes */
 };
 
-/* DAMAGE and END are what check found in Q; RESULT is its result, and is brought
- * up to date.
+/* DAMAGE and END are what check found in Q; RESULT is its result, and is
+ * brought up to date.
  */
 extern int qcow2_repair (struct qcow2 *q,
                          const struct format_check_options *opts,
@@ -92,8 +92,8 @@ extern int repair_l2 (struct checker *c, struct repair *r, void *opaque,
                                  struct table_edit *t, struct error *e),
                       struct error *e);
 
-/* Run FN for each L1 entry that is not 0; true = *ENTRY was changed.  Nothing is
- * done when there are entries that cannot be right.
+/* Run FN for each L1 entry that is not 0; true = *ENTRY was changed.  Nothing
+ * is done when there are entries that cannot be right.
  */
 extern int repair_l1 (struct checker *c, struct repair *r,
                       bool (*fn) (struct checker *c, struct repair *r,
