@@ -27,11 +27,14 @@
 #include <nbdkit-plugin.h>
 
 #include "common/cipher.h"
+#include "common/cleanup.h"
 #include "common/codec.h"
 #include "common/error.h"
 #include "common/hash.h"
 #include "common/log.h"
 #include "common/secret.h"
+#include "common/text.h"
+#include "plugins/message.h"
 #include "plugins/params.h"
 #include "plugins/shutdown.h"
 #include "server/server.h"
@@ -49,14 +52,18 @@ static bool forked;
 static void
 sink (enum log_level level, const char *text)
 {
+  CLEANUP_FREE char *line = NULL;
+
   if (level == LOG_DEBUG) {
     if (nbdimg_debug_verbose)
-      nbdkit_debug ("%s", text);
+      message_debug (text);
+    return;
   }
-  else if (forked)
-    nbdkit_error ("warning: %s", text);
+  line = format_text ("warning: %s", text);
+  if (forked)
+    message_error (line ? line : text);
   else
-    fprintf (stderr, "nbdkit: nbdimg: warning: %s\n", text);
+    message_startup (line ? line : text);
 }
 
 /* The NBD protocol has few error numbers, and nbdkit turns those it does not
@@ -83,7 +90,7 @@ error_number (int err)
 static int
 failed (const struct error *e)
 {
-  nbdkit_error ("%s", e->text);
+  message_error (e->text);
   nbdkit_set_error (error_number (e->err));
   return -1;
 }
@@ -155,7 +162,7 @@ nbdimg_get_ready (void)
   if (!server || !(tree = params_image_tree (&e))
       || server_add (server, "", tree, params_image_options (), &e) == -1) {
     json_decref (tree);
-    nbdkit_error ("%s", e.text);
+    message_error (e.text);
     return -1;
   }
   json_decref (tree);
@@ -170,7 +177,7 @@ nbdimg_after_fork (void)
 
   forked = true;
   if (shutdown_watch (&e) == -1) {
-    nbdkit_error ("%s", e.text);
+    message_error (e.text);
     return -1;
   }
   return 0;
@@ -185,8 +192,10 @@ nbdimg_cleanup (void)
   struct error e = ERROR_INIT;
 
   shutdown_watched ();
-  if (server && server_shutdown (server, &e) == -1)
-    nbdkit_error ("clean shutdown failed: %s", e.text);
+  if (server && server_shutdown (server, &e) == -1) {
+    error_prefix (&e, "clean shutdown failed");
+    message_error (e.text);
+  }
 }
 
 /* ---- exports and connections ---- */
@@ -324,7 +333,7 @@ nbdimg_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
     return 0;
   if ((flags & NBDKIT_FLAG_FAST_ZERO)
       && (e.err == ENOTSUP || e.err == EOPNOTSUPP)) {
-    nbdkit_debug ("%s", e.text);
+    message_debug (e.text);
     nbdkit_set_error (EOPNOTSUPP);
     return -1;
   }

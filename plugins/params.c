@@ -22,6 +22,7 @@
 #include "common/secure.h"
 #include "common/text.h"
 #include "image/image.h"
+#include "plugins/message.h"
 #include "plugins/params.h"
 
 static struct {
@@ -250,7 +251,7 @@ params_set (const char *key, const char *value)
 
   if (set (key, value, &e) == 0)
     return 0;
-  nbdkit_error ("%s", e.text);
+  message_error (e.text);
   return -1;
 }
 
@@ -282,7 +283,7 @@ params_check (void)
   struct error e = ERROR_INIT;
 
   if (check (&e) == -1) {
-    nbdkit_error ("%s", e.text);
+    message_error (e.text);
     return -1;
   }
   params.open.writable_if_permitted = !params.readonly;
