@@ -520,6 +520,7 @@ void
 qcow2_free (struct qcow2 *q)
 {
   slices_free (&q->cache);
+  known_clear (q);
   freed_list_clear (&q->known_free);
   freed_list_clear (&q->quarantine);
   freed_list_clear (&q->released);
@@ -571,6 +572,8 @@ qcow2_begin_write (struct format *f, struct error *e)
     f->dirty_flag = false;
   }
   if (qcow2_keep_autoclear (q, AUTOCLEAR_DATA_FILE_RAW, e) == -1)
+    return -1;
+  if (qcow2_learn_tables (q, e) == -1)
     return -1;
   mutex_lock (&q->mutex);
   init_allocation (q);

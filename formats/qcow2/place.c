@@ -95,7 +95,10 @@ own_l2_locked (struct qcow2 *q, struct slice_op *op, uint64_t guest,
   mutex_lock (&q->mutex);
   if (r == 0)
     r = set_l1_entry_locked (q, op, guest, host | ENTRY_COPIED, e);
+  if (r == 0)
+    known_add_locked (q, host);
   if (r == 0 && *l2) {
+    known_drop_locked (q, *l2);
     table_drop_locked (q, *l2, q->cluster_size);
     qcow2_free_locked (q, *l2, 1);
   }

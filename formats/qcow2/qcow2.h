@@ -10,6 +10,7 @@
  *   map.c       guest -> host
  *   place.c     reserve, link, abandon, unmap
  *   refcount.c  refcounts, allocation, growth of the refcount table
+ *   known.c     where L2 tables and refcount blocks lie
  *   epoch.c     write-back in order, flush, quarantine, close
  *   resize.c    growing the virtual disk
  *   backing.c   another backing file
@@ -151,6 +152,15 @@ struct freed_list {
   uint64_t clusters;            /* sum of nr */
 };
 
+/* Where the L2 tables and refcount blocks lie (known.c), as the L1 and the
+ * refcount table at these places name them.
+ */
+struct known_tables {
+  uint64_t *slots;              /* owned; host offsets, 0 = free */
+  size_t nr_slots, nr_used;     /* nr_slots: 0 or a power of two */
+  uint64_t l1_table_offset, refcount_table_offset;
+};
+
 /* ---- an open image ---- */
 
 struct qcow2 {
@@ -195,6 +205,7 @@ struct qcow2 {
   bool writing;                 /* begin_write was done */
   struct format_view *views;    /* that are open; not owned */
   struct slice_cache cache;
+  struct known_tables known;
 
   /* allocation (refcount.c), guarded by mutex */
   uint64_t free_cursor;         /* cluster index from which to search */
@@ -297,6 +308,28 @@ slice_at (const struct qcow2 *q, struct slice *s, uint64_t host)
 {
   return slice_byte (&q->cache, s, host);
 }
+
+/* ---- known.c ---- */
+
+/* Read the L1 and the refcount table anew; nobody may change them meanwhile.
+ * When that fails nothing is known.
+ */
+extern int qcow2_learn_tables (struct qcow2 *q, struct error *e);
+
+/* An entry of the active L1 table, or of the refcount table, got or lost the
+ * L2 table or refcount block at HOST.
+ */
+extern void known_add_locked (struct qcow2 *q, uint64_t host)
+  REQUIRES (q->mutex);
+extern void known_drop_locked (struct qcow2 *q, uint64_t host)
+  REQUIRES (q->mutex);
+
+/* The L1 or the refcount table lies elsewhere, and names the same as before. */
+extern void known_moved_locked (struct qcow2 *q) REQUIRES (q->mutex);
+
+extern bool known_table_locked (const struct qcow2 *q, uint64_t host,
+                                uint64_t length) REQUIRES (q->mutex);
+extern void known_clear (struct qcow2 *q);
 
 /* ---- map.c ---- */
 

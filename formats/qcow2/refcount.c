@@ -176,7 +176,8 @@ qcow2_overlap_locked (struct qcow2 *q, uint64_t host, uint64_t length)
   if (ranges_overlap (host, length, q->bitmap_directory_offset,
                       q->bitmap_directory_size))
     return "the bitmap directory";
-  if (table_cached_locked (q, host, length))
+  if (table_cached_locked (q, host, length)
+      || known_table_locked (q, host, length))
     return "an L2 table or a refcount block";
   return NULL;
 }
@@ -325,6 +326,9 @@ grow_table_locked (struct qcow2 *q, uint64_t cluster, struct error *e)
     q->refcount_table_offset =
       (t.base + t.nr_blocks) << q->cluster_bits;
     q->refcount_table_clusters = (uint32_t) t.table_clusters;
+    known_moved_locked (q);
+    for (uint64_t i = 0; i < t.nr_blocks; ++i)
+      known_add_locked (q, (t.base + i) << q->cluster_bits);
     table_drop_locked (q, old_offset, old_clusters << q->cluster_bits);
     freed_list_add (&q->released, old_offset, old_clusters, q->cluster_size);
   }
@@ -372,6 +376,7 @@ add_block_locked (struct qcow2 *q, struct slice_op *op, uint64_t cluster,
   table_dirty_locked (q, block);
   put_be64 (slice_at (q, table, table_host), host);
   table_dirty_locked (q, table);
+  known_add_locked (q, host);
   return 0;
 }
 
@@ -457,6 +462,7 @@ enter_blocks_locked (struct qcow2 *q, const struct run *run, struct error *e)
       break;
     put_be64 (slice_at (q, s, host), (run->base + i) << q->cluster_bits);
     table_dirty_locked (q, s);
+    known_add_locked (q, (run->base + i) << q->cluster_bits);
   }
   table_op_end_locked (q, &op);
   return r == -1 ? -1 : 0;

@@ -78,6 +78,7 @@ switch_l1 (struct qcow2 *q, uint64_t host, uint32_t entries, struct error *e)
   mutex_lock (&q->mutex);
   q->l1_table_offset = host;
   q->l1_size = entries;
+  known_moved_locked (q);
   table_drop_locked (q, old, old_clusters << q->cluster_bits);
   if (old_clusters)
     freed_list_add (&q->released, old, old_clusters, q->cluster_size);

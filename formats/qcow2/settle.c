@@ -95,7 +95,8 @@ qcow2_undo (struct qcow2 *q)
   freed_list_clear (&q->quarantine);
   freed_list_clear (&q->released);
   mutex_unlock (&q->mutex);
-  if (qcow2_mend (q, &e) == -1 || qcow2_clear_dirty (q, &e) == -1)
+  if (qcow2_mend (q, &e) == -1 || qcow2_clear_dirty (q, &e) == -1
+      || qcow2_learn_tables (q, &e) == -1)
     log_warning ("%s: what was begun could not be undone (%s): check and repair"
                  " the image", q->format.storage->name, e.text);
 }

@@ -527,7 +527,7 @@ apply (struct qcow2 *q, const struct snapshot_entry *s,
       || drop_old (q, old, e) == -1)
     return -1;
   qcow2_give_back (q, old->l1_table_offset, l1_clusters (q, old->l1_size));
-  return qcow2_settle (q, e);
+  return qcow2_settle (q, e) == -1 ? -1 : qcow2_learn_tables (q, e);
 }
 
 int
