@@ -108,6 +108,7 @@ l1-entry-to-reftable    written  0x30000 8000000000010000
 l1-entry-to-refblock    written  0x30000 8000000000020000
 l1-entry-to-data        written  0x30000 8000000000050000
 l1-entry-unaligned      written  0x30000 8000000000040200
+l1-entry-2a00           written  0x30000 8000000000042a00
 l1-entry-behind-file    written  0x30000 80000000ffff0000
 l1-entry-reserved       written  0x30000 ff00000000040000
 l1-entry-all-ones       written  0x30000 ffffffffffffffff
@@ -142,6 +143,7 @@ zstd-no-frame           zstd     0x50000 0000000000000000
 # refcounts
 reftable-entry-none     written  0x10000 0000000000000000
 reftable-entry-unalign  written  0x10000 0000000000020200
+reftable-entry-2a00     written  0x10000 0000000000022a00
 reftable-entry-behind   written  0x10000 00000000ffff0000
 reftable-entry-ones     written  0x10000 ffffffffffffffff
 reftable-entry-l1       written  0x10000 0000000000030000
@@ -219,7 +221,9 @@ data-far                datafile 0x40008 80ffffffffff0000
 data-not-copied         datafile 0x40008 0000000000010000
 data-name-empty         datafile 116 00000000
 data-name-passwd        datafile 120 2f6574632f706173737764
-data-name-json          datafile 120 6a736f6e3a7b7d00000000
+data-name-json          datafile 120 6a736f6e3a7b202020207d
+data-name-nul           datafile 120 6a736f6e3a7b7d00000000
+data-name-escapes       datafile 120 1b5b324a0d1b5d303b6107
 data-name-huge          datafile 116 7fffffff
 # version 2
 v2-zero-bit             version2 0x40000 8000000000050001
@@ -281,7 +285,7 @@ hostile_from_table () {
 # Images that take more than a few bytes.
 hostile_special () {
   python3 - "$1" "$1/.base-written" <<'EOF'
-import os, struct, sys
+import os, struct, sys, zlib
 d, base = sys.argv[1:]
 base = open(base, "rb").read()
 
@@ -300,6 +304,10 @@ def image(name, length, *pieces):
 
 def be64(v, n=1):
     return struct.pack(">Q", v) * n
+
+def deflate(data):
+    z = zlib.compressobj(9, zlib.DEFLATED, -12)
+    return z.compress(data) + z.flush()
 
 COPIED = 1 << 63
 for n in 0, 4, 71, 72, 103, 104, 111, 112, 119, 120, 512, 65536, 65537:
@@ -361,6 +369,18 @@ image("clusters-2-32", 1 << 43,
       (0x400, be64(0x600)),
       (0x200000, be64(COPIED | ((1 << 43) - 512))),
       ((1 << 43) - 512, be64(COPIED | ((1 << 43) - 1024), 64)))
+# sound, but far away: a compressed cluster above 4 GiB
+image("sound-packed-far", (5 << 30) + 65536,
+      (0, header()),
+      (0x10000, be64(0x20000) + be64(0) + be64(0x50000)),
+      (0x20000, b"\0\1" * 6), (0x50000 + 2 * 16384, b"\0\1"),
+      (0x30000, be64(COPIED | 0x40000)),
+      (0x40000, be64(1 << 62 | (5 << 30) + 4096)),
+      ((5 << 30) + 4096, deflate(b"\x11" * 65536)))
+# a refcount block at 8 TiB
+image("refblock-at-8-tib", (1 << 43) + 65536,
+      (0, header()), (0x10000, be64(1 << 43)), (1 << 43, b"\0\1" * 5),
+      (0x30000, be64(COPIED | 0x40000)), (0x40000, be64(COPIED | 0x50000)))
 # L2 tables of 2 MiB that are holes, as many as an L1 of 4 MiB can name
 image("l2-in-holes", 1 << 41,
       (0, header(cluster_bits=21, size=1 << 55, l1=(0x800000, 1 << 19),
