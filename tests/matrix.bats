@@ -56,7 +56,7 @@ END
   [[ $output == *"not ok $cell"*"leaked cluster"* ]]
 
   faulty none :
-  sed -i 's|^"|case $* in *compat=0.10*) echo "extended L2" >\&2; exit 1 ;; esac;"|' \
+  sed -i '2i case $* in *=0.10*) echo "extended L2" >&2; exit 1 ;; esac' \
     faulty/nbdimg
   NBDIMG_BUILD=$PWD/faulty run matrix 0.10/64k/16/lazy
   [ "$status" = 1 ]

@@ -17,9 +17,9 @@ usage: matrix.py [--seed N] [--jobs N] [--requests N] [--sample | --refused]
                  [--keep] [--preload LIBRARY] --build FOLDER --dir FOLDER
                  [CELL...]
 
-A cell is COMPAT/CLUSTER/BITS/FEATURE, as in 1.1/64k/16/plain.  Its requests come
-from the seed and its name, so one cell can be run again.  Prints a line for each
-cell; the exit status is 1 if one was wrong.
+A cell is COMPAT/CLUSTER/BITS/FEATURE, as in 1.1/64k/16/plain.  Its requests
+come from the seed and its name, so one cell can be run again.  Prints a line
+for each cell; the exit status is 1 if one was wrong.
 """
 
 import argparse
@@ -116,6 +116,9 @@ class Cell:
         its end, and where the second L2 table begins."""
         per_table = self.cluster ** 2 // (
             16 if self.feature == "extended_l2" else 8)
+        if self.data_file_raw:
+            # All of it counts as data to QEMU, which then looks at each GiB.
+            per_table = min(per_table, 1 << 30)
         reach = min(max(12 * self.cluster, 256 << 10), 4 << 20)
         size = (max(per_table, 2 * reach) + 3 * reach
                 + self.rnd.choice([0, SECTOR, 7 * SECTOR]))
