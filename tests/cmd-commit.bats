@@ -64,6 +64,15 @@ content_is () {
   done
 }
 
+@test "commit -p shows its progress, and --progress=json for programs" {
+  chain
+  "$NBDIMG" commit -p top.qcow2 >out
+  tr '\r' '\n' <out | grep -x '    (100.00/100%)'
+  tr '\r' '\n' <out | grep -x 'Image committed.'
+  "$NBDIMG" commit --progress=json mid.qcow2 >out 2>&1
+  grep -m1 '^{' out | jq -e .
+}
+
 @test "commit: the image is empty afterwards, with -d it is as it was" {
   chain
   qemu-img convert -O raw top.qcow2 want.raw

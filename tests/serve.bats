@@ -239,6 +239,40 @@ except nbd.Error:
   done
 }
 
+@test "every option of the image reaches nbdkit as the plugin takes it" {
+  qemu-img create -q -f qcow2 a.qcow2 1M
+  mkdir certificates
+  while IFS='|' read -r options words; do
+    # shellcheck disable=SC2086
+    run "$NBDIMG" serve --print-command $options a.qcow2
+    [ "$status" = 0 ] || fail "$options: $output"
+    for word in $words; do
+      [[ " $output " == *" $word "* ]] || fail "$options: no $word: $output"
+    done
+  done <<'END'
+-f qcow2|format=qcow2
+-r -U|-r readonly=on force-share=on
+--share|share=on
+-n|cache=none
+--cache=unsafe|cache=unsafe
+--discard=ignore|discard=ignore
+--detect-zeroes=unmap|detect-zeroes=unmap
+--backing=off|backing=off
+--untrusted|untrusted=on
+--metadata-cache=1M|metadata-cache=1M
+--aio=threads|file=a.qcow2
+-t|file=a.qcow2
+-v|-v
+-T debug|file=a.qcow2
+-p 10809 -b ::1|--port=10809 --ipaddr=::1
+--tls-certificates=certificates|--tls=require --tls-certificates=certificates
+--tls=on --tls-certificates=certificates|--tls=on
+--tls-certificates=certificates --tls-verify-peer|--tls-verify-peer
+END
+  run "$NBDIMG" serve --print-command --image-opts driver=qcow2,file.filename=a.qcow2
+  [[ $output == *"image-opts="* ]]
+}
+
 @test "the number of threads follows the processors, or --threads" {
   make_disk qcow2 disk 1M
   threads () {
