@@ -170,6 +170,21 @@ check -U /dev/fd/7
 END
 }
 
+@test "check -r: what both mend in the same way has the same report" {
+  make_files
+  peer_lines same_words <<'END'
+check -r leaks leak.qcow2
+check -r all leak.qcow2
+check -q -r leaks leak.qcow2
+check -r all base.qcow2
+check -U -r all base.qcow2
+check -r all --output=json base.qcow2
+END
+  peer_lines own_words <<'END'
+"Repairing OFLAG_COPIED data cluster" check -r all copied.qcow2
+END
+}
+
 @test "check: a format without a check is status 63" {
   make_files
   peer_lines same_words <<'END'

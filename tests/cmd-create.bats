@@ -97,6 +97,24 @@ create -f qcow2 -o data_file=had.raw o 1M
 END
 }
 
+@test "create: encryption, with a secret" {
+  make_files
+  peer_lines same_words <<'END'
+create --object secret,id=s,data=x o 1M
+create -f qcow2 -o encryption=off o 1M
+create -f qcow2 -o encryption=on o 1M
+create -f qcow2 -o encrypt.format=aes o 1M
+create -f qcow2 -o encrypt.format=luks o 1M
+create -f qcow2 --object secret,id=s,data=x -o encryption=on,encrypt.key-secret=s o 1M
+create -f qcow2 --object secret,id=s,data=x -o encrypt.format=aes,encrypt.key-secret=s o 1M
+create --object secret o 1M
+END
+  peer_lines own_words <<'END'
+"there is no object 'bogus'" create --object bogus,id=s o 1M
+"does not accept value 'bogus'" create -f qcow2 -o encrypt.format=bogus,encrypt.key-secret=s o 1M
+END
+}
+
 @test "create: zstd is an option where it was built in" {
   need_zstd
   make_files

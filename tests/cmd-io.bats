@@ -267,6 +267,7 @@ END
 --image-opts -c 'read 0 512' driver=qcow2,file.filename=base.qcow2
 --image-opts -f qcow2 -c 'read 0 512' driver=qcow2,file.filename=base.qcow2
 --image-opts -c 'read 0 512' bogus=1
+--object secret,id=s,data=x -c 'read 0 512' base.qcow2
 -c 'read 0 512' 'json:{"driver":"qcow2","file":{"driver":"file","filename":"base.qcow2"}}'
 --read-only --force-share --cmd 'read 0 512' base.qcow2
 -f raw -c 'read -v 65530 12' /dev/fd/7
@@ -352,7 +353,6 @@ END
   expect_error 1 "--aio=io_uring is not" "$NBDIMG" io --aio io_uring base.qcow2
   expect_error 1 "--aio=native is not built yet" "$NBDIMG" io -k base.qcow2
   expect_error 1 "--copy-on-read is not built yet" "$NBDIMG" io -C base.qcow2
-  expect_error 1 "--object" "$NBDIMG" io --object secret,id=s,data=x base.qcow2
 }
 
 @test "io: no space" {
