@@ -11,8 +11,8 @@
  * read: the cost depends on what there is, not on what an image claims.
  *
  * What can be mended: an entry that is no place for a cluster becomes 0 (what
- * it stood for could not be read), and the file is cut behind the last cluster
- * in use.  Clusters with two owners stay as they are: which of them is right is
+ * it stood for could not be read), a last cluster that is not whole becomes so,
+ * and the file is cut behind the last cluster in use.  Clusters with two owners stay as they are: which of them is right is
  * not known, and both can still be read.  Nothing is cut while anything is in
  * doubt.  Order on disk: NEED_CHECK; entries, barrier; the cut, barrier;
  * NEED_CHECK goes.  A repair that ends in the middle is gone on with by the
@@ -52,7 +52,10 @@ struct checker {
   struct storage *st;
   const struct format_check_options *opts;
   struct format_check_result *result;
-  uint64_t file_size, nr_clusters;      /* the last cluster may be cut */
+  uint64_t file_size;
+  uint64_t nr_clusters;         /* whole ones of the file; what is behind them
+                                   is nobody's, or a cluster that is cut */
+  bool cut_short;               /* the last cluster in use is not whole */
   uint8_t *buf;                 /* owned, PIECE bytes */
   struct table *tables;         /* owned, in order of index */
   size_t nr_tables, alloc_tables;
@@ -125,7 +128,7 @@ bad_entry (struct checker *c, const char *kind, uint64_t host, uint64_t v,
   if (!c->first)
     return 0;
   finding (c, "%s %s entry at 0x%" PRIx64 ": 0x%" PRIx64 " is not the place"
-           " of a %s", c->opts->repair == REPAIR_ALL ? "Repairing" : "ERROR",
+           " of a %s", c->opts->repair == REPAIR_ALL ? "Repairing" : "ERROR:",
            kind, host, v, *kind == 'L' && kind[1] == '1' ? "table" : "cluster");
   if (c->opts->repair != REPAIR_ALL) {
     c->result->corruptions++;
@@ -290,6 +293,7 @@ walk (struct checker *c, struct error *e)
   for (size_t i = 0; i < c->nr_tables; ++i) {
     const struct table *t = &c->tables[i];
 
+    c->last_host = 0;
     if (!t->overlaps && (add_range (c, t->host, q->g.table_bytes, e) == -1
                          || each_entry (c, t->host, look_at_l2_entry,
                                         e) == -1))
@@ -309,7 +313,10 @@ compare_page (struct checker *c, const struct refpage *p)
 
     if (count == 0 || cluster >= c->refs.hi)
       continue;
-    c->used++;
+    if (cluster < c->nr_clusters)
+      c->used++;
+    else
+      c->cut_short = true;
     if (count == 1)
       continue;
     c->result->corruptions += count - 1;
@@ -334,6 +341,27 @@ compare (struct checker *c, struct error *e)
   return 0;
 }
 
+/* Other programs give the last cluster out once more where it is not whole. */
+static int
+complete (struct checker *c, struct error *e)
+{
+  if (!c->cut_short)
+    return 0;
+  finding (c, "%s the last cluster, at 0x%" PRIx64 ": the file ends within it",
+           c->opts->repair == REPAIR_ALL ? "Repairing" : "ERROR:",
+           c->nr_clusters << c->q->g.cluster_bits);
+  if (c->opts->repair != REPAIR_ALL || !c->st->caps.can_grow) {
+    c->result->corruptions++;
+    return 0;
+  }
+  if (begin_fix (c, e) == -1
+      || storage_truncate (c->st, round_up (c->file_size,
+                                            c->q->g.cluster_size), e) == -1)
+    return -1;
+  c->result->corruptions_fixed++;
+  return 0;
+}
+
 static int
 check_windows (struct checker *c, struct error *e)
 {
@@ -343,14 +371,14 @@ check_windows (struct checker *c, struct error *e)
     return -1;
   find_overlaps (c);
   do {
-    refmap_begin (&c->refs, lo, c->nr_clusters);
+    refmap_begin (&c->refs, lo, c->nr_clusters + 1);
     if (walk (c, e) == -1 || compare (c, e) == -1)
       return -1;
     c->first = false;
     lo = c->refs.hi;
-  } while (lo < c->nr_clusters);
+  } while (lo <= c->nr_clusters);
   c->result->leaks = c->nr_clusters - c->used;
-  return 0;
+  return complete (c, e);
 }
 
 /* ---- after the walk ---- */
@@ -417,7 +445,7 @@ init (struct checker *c, struct qed *q,
   c->used = (q->header_bytes + q->g.table_bytes) >> q->g.cluster_bits;
   c->used_end = q->l1_table_offset + q->g.table_bytes;
   c->file_size = q->writing ? q->end : storage_size (c->st);
-  c->nr_clusters = div_round_up (c->file_size, q->g.cluster_size);
+  c->nr_clusters = c->file_size >> q->g.cluster_bits;
   c->buf = malloc (PIECE);
   if (!c->buf)
     return error_nomem (e, "tables", PIECE);
