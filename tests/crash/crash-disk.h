@@ -36,6 +36,7 @@ struct disk {
 enum { NR_OBJECTS = 2 };
 
 struct eval {
+  const struct format_ops *format;
   const char *dir;
   struct event *events;         /* by done */
   size_t nr_events;

@@ -4,8 +4,8 @@
 /* Make the states in which a crash could leave an image, and judge each: see
  * crash.h for the files.
  *
- *   crash-eval [-m MAX] [-a ALL] [-r RANDOM] [-q PERMILLE] [-w PERCENT]
- *              [-s SEED] [-v] DIR
+ *   crash-eval [-f FORMAT] [-m MAX] [-a ALL] [-r RANDOM] [-q PERMILLE]
+ *              [-w PERCENT] [-s SEED] [-v] DIR
  *
  * A crash at time T leaves all writes that a flush covers which had ended by T
  * (the ground), and any of those that were submitted by T (floating): all of
@@ -275,7 +275,7 @@ load_guest (struct eval *v)
                             &e);
     free (base);
   }
-  im = harness_open (st, &format_qcow2, v->base, data_st, false, 1 << 20, &e);
+  im = harness_open (st, v->format, v->base, data_st, false, 1 << 20, &e);
   if (!im)
     die ("the first image", e.text);
   v->guest_size = image_size (im);
@@ -293,8 +293,9 @@ options (struct eval *v, int argc, char **argv)
 {
   int c;
 
-  while ((c = getopt (argc, argv, "m:a:r:q:w:s:v")) != -1)
+  while ((c = getopt (argc, argv, "f:m:a:r:q:w:s:v")) != -1)
     switch (c) {
+    case 'f': v->format = format_option (optarg); break;
     case 'm': v->max_states = strtoull (optarg, NULL, 0); break;
     case 'a': v->all_subsets = (unsigned) strtoul (optarg, NULL, 0); break;
     case 'r': v->randoms = (unsigned) strtoul (optarg, NULL, 0); break;
@@ -305,8 +306,8 @@ options (struct eval *v, int argc, char **argv)
     default: exit (2);
     }
   if (optind != argc - 1)
-    die ("usage", "crash-eval [-m MAX] [-a ALL] [-r RANDOM] [-q PERMILLE]"
-         " [-w PERCENT] [-s SEED] [-v] DIR");
+    die ("usage", "crash-eval [-f FORMAT] [-m MAX] [-a ALL] [-r RANDOM]"
+         " [-q PERMILLE] [-w PERCENT] [-s SEED] [-v] DIR");
   if (v->all_subsets > 16)
     die ("usage", "more than all subsets of 16 writes are too many");
   v->dir = argv[optind];
@@ -317,7 +318,7 @@ main (int argc, char **argv)
 {
   struct eval v = {
     .max_states = UINT32_MAX, .all_subsets = 4, .randoms = 12,
-    .qemu_permille = 50, .write_percent = 10,
+    .qemu_permille = 50, .write_percent = 10, .format = &format_qcow2,
     .rnd = 88172645463325252u,
   };
 

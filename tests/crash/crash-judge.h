@@ -142,8 +142,8 @@ open_state (struct eval *v, struct storage *st, struct storage *data_st,
             bool writable, uint64_t time)
 {
   struct error e = ERROR_INIT;
-  struct image *im = harness_open (st, &format_qcow2, v->base, data_st,
-                                   writable, 1 << 20, &e);
+  struct image *im = harness_open (st, v->format, v->base, data_st, writable,
+                                   1 << 20, &e);
 
   if (!im)
     found (v, "open", e.text, time);
@@ -280,10 +280,12 @@ shell (const struct eval *v, const char *command)
 static bool
 qemu_agrees (struct eval *v, bool dirty, const char *when, uint64_t time)
 {
-  int r = shell (v, dirty ? "qemu-img check -q -f qcow2 -r all image"
-                 : "qemu-img check -q -f qcow2 image");
   char text[100];
+  int r;
 
+  snprintf (text, sizeof text, "qemu-img check -q -f %s %s image",
+            v->format->name, dirty ? "-r all" : "");
+  r = shell (v, text);
   if (r == 0 || r == 3)
     return true;
   snprintf (text, sizeof text, "qemu-img check exits with %d", r);
@@ -298,14 +300,19 @@ static void
 plan_qemu_writes (struct eval *v, uint8_t *guest, char *text, size_t size,
                   uint64_t cluster, uint64_t *skip)
 {
-  size_t n = (size_t) snprintf (text, size, "qemu-io -f qcow2 -d unmap");
+  size_t n = (size_t) snprintf (text, size, "qemu-io -f %s -d unmap",
+                                 v->format->name);
+  /* Around a write into a zero cluster of a QED image QEMU puts what the
+   * backing file has.
+   */
+  bool whole = v->format == &format_qed && v->base;
   uint64_t o, len;
 
   for (int i = 1; i <= 8; ++i) {
     o = next_random (&v->rnd) % (v->guest_size / 512) * 512;
     len = min_u64 ((1 + next_random (&v->rnd) % 20) * 512,
                    v->guest_size - o);
-    if (i % 4 == 0)
+    if (i % 4 == 0 || whole)
       o = round_down (o, cluster), len = cluster;
     memset (guest + o, i % 4 ? i : 0, len);
     n += (size_t) snprintf (text + n, size - n, i % 4

@@ -3,7 +3,8 @@
 
 /* Run a random workload with our driver on a recording storage: see crash.h.
  *
- *   crash-run [-p] [-c] [-D] [-e NUMBER] -s SEED -n OPS -t THREADS DIR
+ *   crash-run [-f FORMAT] [-p] [-c] [-D] [-e NUMBER] -s SEED -n OPS -t THREADS
+ *             DIR
  *
  * -e runs the sequence of that NUMBER (crash.h) instead of random operations.
  * -p only prints them (for qemu-run); -c with compressed writes, -D with trims.
@@ -20,6 +21,7 @@
 #include "tests/unit/harness.h"
 
 struct run {
+  const struct format_ops *format;
   const char *dir;
   uint64_t seed;
   unsigned nr_ops, nr_threads;
@@ -233,7 +235,7 @@ run (struct run *r)
   }
   if (base_st)
     base = harness_open (base_st, &format_raw, NULL, NULL, false, 0, &e);
-  r->im = harness_open (st, &format_qcow2, base, data_st, true, 1 << 20, &e);
+  r->im = harness_open (st, r->format, base, data_st, true, 1 << 20, &e);
   if (!r->im)
     die ("open", e.text);
   run_workers (r);
@@ -251,16 +253,19 @@ run (struct run *r)
 int
 main (int argc, char **argv)
 {
-  struct run r = { .nr_ops = 60, .nr_threads = 1, .seed = 1 };
+  struct run r = {
+    .nr_ops = 60, .nr_threads = 1, .seed = 1, .format = &format_qcow2,
+  };
   int c;
 
   pthread_mutex_init (&r.mutex, NULL);
-  while ((c = getopt (argc, argv, "pcDe:s:n:t:")) != -1)
+  while ((c = getopt (argc, argv, "f:pcDe:s:n:t:")) != -1)
     switch (c) {
     case 'e':
       r.is_sequence = true;
       r.number = (unsigned) strtoul (optarg, NULL, 0);
       break;
+    case 'f': r.format = format_option (optarg); break;
     case 'p': r.print = true; break;
     case 'c': r.packed = true; break;
     case 'D': r.discard = true; break;
@@ -270,7 +275,7 @@ main (int argc, char **argv)
     default: return 2;
     }
   if (optind != argc - 1 || r.nr_threads < 1 || r.nr_threads > 16)
-    die ("usage", "crash-run [-p] [-c] [-D] [-e NUMBER] -s SEED -n OPS"
+    die ("usage", "crash-run [-f FORMAT] [-p] [-c] [-D] [-e NUMBER] -s SEED -n OPS"
          " -t THREADS DIR");
   if (r.is_sequence)
     r.nr_ops = SEQUENCE;

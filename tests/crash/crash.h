@@ -31,6 +31,7 @@
 
 #include "common/bytes.h"
 #include "common/error.h"
+#include "formats/format.h"
 
 enum { MAX_BYTE = 250, BASE_BYTE = 0xfb };
 
@@ -58,6 +59,17 @@ next_random (uint64_t *state)
   *state ^= *state << 25;
   *state ^= *state >> 27;
   return *state * UINT64_C (0x2545f4914f6cdd1d) >> 11;
+}
+
+/* -f: the format of the image. */
+static inline const struct format_ops *
+format_option (const char *name)
+{
+  const struct format_ops *format = format_by_name (name);
+
+  if (!format)
+    die (name, "no such format");
+  return format;
 }
 
 /* The file DIR/NAME; NULL if there is none. */

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright the nbdimg developers.
 
-# Crash replay of the qcow2 write path, ours and QEMU's by the same generator:
+# Crash replay of the write paths, ours and QEMU's by the same generator:
 # for each kind of image a random workload, and every state a crash could leave
 # of it (crash-eval.c); and short sequences of operations, up to all there are
 # of three (crash.h).  Prints a table; fails if we have a single finding.
@@ -23,7 +23,7 @@ step=${CRASH_STEP:-37}
 work=$(mktemp -d "${TMPDIR:-/tmp}/nbdimg-crash.XXXXXX") || exit 1
 trap 'rm -rf "$work"' EXIT
 
-# name | -o options | extras: base, data, snapshot, packed, discard, threads,
+# name | [FORMAT:]-o options, qcow2 by default | extras: base, data, snapshot, packed, discard, threads,
 # large
 kinds='
 4k            |cluster_size=4k                       |discard packed
@@ -49,6 +49,10 @@ data-file-raw |cluster_size=4k,data_file_raw=on      |data discard
 8-threads-1k  |cluster_size=1k,refcount_bits=64      |base threads discard
 8-threads-64k |cluster_size=64k                      |base threads discard large
 8-threads-snap|cluster_size=4k                       |snapshot threads discard
+qed-4k        |qed:cluster_size=4k,table_size=2      |discard
+qed-backing   |qed:cluster_size=4k,table_size=2      |base discard
+qed-64k       |qed:cluster_size=64k                  |base discard
+qed-8-threads |qed:cluster_size=4k,table_size=2      |base threads discard
 '
 
 has () { case " $extras " in *" $1 "*) return 0;; esac; return 1; }
@@ -69,8 +73,8 @@ make_image () {
     touch "$dir/data"
   fi
   ( cd "$dir" &&
-    qemu-img create -q -f qcow2 -o "$o" image $size &&
-    qemu-io -c "write -q -P 251 128k 256k" image &&
+    qemu-img create -q -f $format -o "$o" image $size &&
+    qemu-io -f $format -c "write -q -P 251 128k 256k" image &&
     if has snapshot; then
       qemu-img snapshot -c s1 image &&
       qemu-img convert -O raw -l snapshot.name=s1 image snapshot &&
@@ -84,7 +88,7 @@ declare -a args
 one () {                # one WHO SEED [SEQUENCE]: a line of figures
   local all=() loud=()
   if [ "$1" = ours ]; then loud=(-v); fi
-  args=(-s "$2" -n "$ops" -t 1)
+  args=(-f $format -s "$2" -n "$ops" -t 1)
   if [ -n "${3:-}" ]; then args+=(-e "$3") all=(-a 10 -r 64); fi
   # qemu-io's compressed writes fail over blklogwrites.
   if has packed && [ "$1" = ours ]; then args+=(-c); fi
@@ -95,9 +99,9 @@ one () {                # one WHO SEED [SEQUENCE]: a line of figures
     "$build/tests/crash/crash-run" "${args[@]}" "$dir" || return 2
   else
     "$build/tests/crash/crash-run" -p "${args[@]}" "$dir" \
-      | /usr/bin/python3 "$here/qemu-run.py" "$dir" || return 2
+      | /usr/bin/python3 "$here/qemu-run.py" "$dir" $format || return 2
   fi
-  "$build/tests/crash/crash-eval" -m "$max" -s "$2" "${all[@]}" \
+  "$build/tests/crash/crash-eval" -f $format -m "$max" -s "$2" "${all[@]}" \
     "${loud[@]}" "$dir"
 }
 
@@ -124,6 +128,8 @@ while IFS='|' read -r name options extras; do
   read -r name <<<"$name"       # without blanks at its ends
   read -r options <<<"$options"
   [ -n "$name" ] || continue
+  format=qcow2
+  case $options in *:*) format=${options%%:*} options=${options#*:} ;; esac
   # shellcheck disable=SC2254
   case $name in ${CRASH_KINDS:-*}) ;; *) continue ;; esac
   for who in ours qemu; do

@@ -4,7 +4,7 @@
 
 """Run a workload with qemu-io and turn its write log into ours.
 
-  qemu-run.py DIR <OPERATIONS
+  qemu-run.py DIR FORMAT <OPERATIONS
 
 OPERATIONS are the lines that crash-run -p prints.  QEMU's blklogwrites driver
 writes the log of dm-log-writes; this reads how far it has got after each
@@ -28,12 +28,12 @@ OP_WRITE, OP_TRIM, OP_FLUSH = 4, 6, 7
 class Qemu:
     """qemu-io on a copy of the image, one command at a time."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, image_format):
         self.log = os.path.join(folder, "qemu.log")
         copy = os.path.join(folder, "qemu.image")
         shutil.copy(os.path.join(folder, "image"), copy)
         open(self.log, "w").close()
-        opts = ["driver=qcow2", "discard=unmap", "file.discard=unmap",
+        opts = ["driver=" + image_format, "discard=unmap", "file.discard=unmap",
                 "file.driver=blklogwrites",
                 "file.file.driver=file", "file.file.filename=" + copy,
                 "file.file.discard=unmap",
@@ -142,7 +142,7 @@ COMMANDS = {
 
 def main():
     folder = sys.argv[1]
-    qemu = Qemu(folder)
+    qemu = Qemu(folder, sys.argv[2])
     writer = Writer(folder, qemu.log)
     writer.take(qemu.entries(), writer.tick())
     for line in sys.stdin:
