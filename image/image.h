@@ -265,6 +265,13 @@ extern int image_snapshot_apply (struct image *im, const char *snapshot,
 extern int image_snapshot_delete (struct image *im, const char *snapshot,
                                   struct error *e);
 
+/* Record another backing file: NAME in FORMAT, or none (NULL).  Durable when it
+ * returns.  Only the header changes: the chain that is open stays as it is, and
+ * IM is to be closed next.
+ */
+extern int image_set_backing (struct image *im, const char *name,
+                              const char *format, struct error *e);
+
 /* Let go of all that IM itself has of the disk, so that its backing file shows
  * everywhere.  ENOTSUP, and nothing is changed, where the format cannot.  An
  * error in the middle leaves some parts let go of and others not.

@@ -39,7 +39,7 @@ static const struct command commands[] = {
   { "io", cmd_io, "a shell of reads and writes" },
   { "map", cmd_map, "tell where in its files the data of an image lie" },
   { "measure", NULL, "tell how large an image will be" },
-  { "rebase", NULL, "change the backing file of an image" },
+  { "rebase", cmd_rebase, "change the backing file of an image" },
   { "resize", NULL, "change the size of an image" },
   { "serve", cmd_serve, "serve an image over NBD" },
   { "snapshot", cmd_snapshot, "manage internal snapshots" },
