@@ -9,6 +9,7 @@
 
 #include <config.h>
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdarg.h>
@@ -534,12 +535,27 @@ qcow2_free (struct qcow2 *q)
 /* ---- header writes ---- */
 
 int
+qcow2_put_header (struct qcow2 *q, uint64_t offset, const void *buf,
+                  size_t len, unsigned flags, struct error *e)
+{
+  struct storage *st = q->format.storage;
+  struct error ignored = ERROR_INIT;
+  uint8_t old[32];
+
+  assert (len <= sizeof old);
+  if (storage_pread (st, old, len, offset, e) == -1)
+    return error_prefix (e, "header");
+  if (storage_pwrite (st, buf, len, offset, flags, e) == 0)
+    return 0;
+  storage_pwrite (st, old, len, offset, 0, &ignored);
+  return error_prefix (e, "header");
+}
+
+int
 qcow2_write_header (struct qcow2 *q, uint64_t offset, const void *buf,
                     size_t len, struct error *e)
 {
-  if (storage_pwrite (q->format.storage, buf, len, offset, 0, e) == -1)
-    return error_prefix (e, "header");
-  return 0;
+  return qcow2_put_header (q, offset, buf, len, 0, e);
 }
 
 int
@@ -601,8 +617,8 @@ qcow2_corrupt_locked (struct qcow2 *q, struct error *e, const char *fmt, ...)
       && !(q->incompatible_features & INCOMPAT_CORRUPT)) {
     q->incompatible_features |= INCOMPAT_CORRUPT;
     put_be64 (field, q->incompatible_features);
-    if (qcow2_write_header (q, H_INCOMPATIBLE_FEATURES, field, sizeof field,
-                            &ignored) == -1)
+    if (storage_pwrite (q->format.storage, field, sizeof field,
+                        H_INCOMPATIBLE_FEATURES, 0, &ignored) == -1)
       log_warning ("%s", ignored.text);
   }
   return error_set (e, EIO, "%s: corrupt image: %s",

@@ -250,9 +250,16 @@ extern int qcow2_activate (struct format *f, struct storage *data_file,
 extern int qcow2_begin_write (struct format *f, struct error *e);
 extern void qcow2_free (struct qcow2 *q);
 
-/* Write LEN bytes of the header at OFFSET (within one 512-byte sector, so that
- * they cannot be torn).  No barrier.
+/* Write LEN bytes of the header, at most 32, at OFFSET (within one 512-byte
+ * sector, so that they cannot be torn), with flags of the storage.  A write
+ * that fails may have been done all the same (the answer of a server was lost),
+ * so the old bytes are put back: the caller goes on with what they say.
  */
+extern int qcow2_put_header (struct qcow2 *q, uint64_t offset,
+                             const void *buf, size_t len, unsigned flags,
+                             struct error *e);
+
+/* The same without flags: no barrier. */
 extern int qcow2_write_header (struct qcow2 *q, uint64_t offset,
                                const void *buf, size_t len, struct error *e);
 

@@ -41,10 +41,7 @@ int
 qcow2_switch_header (struct qcow2 *q, uint64_t offset, const void *buf,
                      size_t len, struct error *e)
 {
-  if (storage_pwrite (q->format.storage, buf, len, offset, STORAGE_FUA,
-                      e) == -1)
-    return error_prefix (e, "header");
-  return 0;
+  return qcow2_put_header (q, offset, buf, len, STORAGE_FUA, e);
 }
 
 static int

@@ -23,6 +23,8 @@ struct breakpoint {
   bool trim;                    /* not reads, but trims */
   int err;                      /* the read fails with it; 0 = it does not */
   int write_err;                /* atomic: so do all writes */
+  bool lies;                    /* the next write of header fields is done, and
+                                   fails */
   void *(*run) (void *);        /* in a thread of its own, meanwhile */
   void *opaque;
 };
@@ -63,6 +65,12 @@ breakpoint_pwrite (struct storage *st, const void *buf, size_t len,
 
   if (err)
     return error_set (e, err, "the write failed (fault of a test)");
+  if (b->lies && offset == H_REFCOUNT_TABLE_OFFSET) {
+    b->lies = false;
+    if (jitter_pwrite (st, buf, len, offset, flags, e) == -1)
+      return -1;
+    return error_set (e, ENOTCONN, "the answer was lost (fault of a test)");
+  }
   return jitter_pwrite (st, buf, len, offset, flags, e);
 }
 
@@ -439,6 +447,50 @@ test_growth (void)
   fixture_tear_down (&f);
 }
 
+/* ---- a header that was written, it is said, in vain ---- */
+
+static uint64_t
+header_reftable (const struct fixture *f)
+{
+  struct error e = ERROR_INIT;
+  uint8_t field[8] = { 0 };
+
+  CHECK_OK (storage_pread (f->top, field, sizeof field,
+                           H_REFCOUNT_TABLE_OFFSET, &e), &e);
+  return get_be64 (field);
+}
+
+/* The driver goes on with the old table, so the header must name that. */
+static void
+test_lost_answer (void)
+{
+  static const struct kind k = {
+    "compat=1.1,cluster_size=512,refcount_bits=64", false, false };
+  enum { CS = 512 };
+  struct breakpoint *b = breakpoint_new ();
+  struct error e = ERROR_INIT;
+  uint8_t data[CS] = { 1 };
+  struct fixture f;
+  uint64_t guest = 0, old, end;
+
+  unit_begin ("after a lost answer the header names the table that is used");
+  fixture_set_up (&f, &k, 16 * MiB, 0, &b->wrapper.base);
+  old = qcow2_of (&f)->refcount_table_offset;
+  end = (qcow2_of (&f)->refcount_table_clusters * (uint64_t) CS / 8)
+    << qcow2_of (&f)->refblock_bits;
+  write_up_to (&f, end, &guest);
+  b->lies = true;
+  CHECK_FAILS (image_write (f.im, data, CS, guest, 0, &e), &e, ENOTCONN);
+  CHECK (!b->lies);
+  CHECK (qcow2_of (&f)->refcount_table_offset == old);
+  CHECK (header_reftable (&f) == old);
+  CHECK_OK (image_write (f.im, data, CS, guest, 0, &e), &e);
+  CHECK (qcow2_of (&f)->refcount_table_offset != old);
+  fixture_reopen (&f);
+  fixture_check_clean (&f);
+  fixture_tear_down (&f);
+}
+
 /* ---- a refcount block that is not entered ---- */
 
 struct dirtier {
@@ -520,6 +572,7 @@ main (void)
   test_packing ();
   test_punch ();
   test_growth ();
+  test_lost_answer ();
   test_new_block ();
   return unit_end ();
 }
