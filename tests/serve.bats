@@ -86,7 +86,7 @@ socket_of () {
     port=$((RANDOM % 20000 + 20000))
     start_serve -p $port disk && break
   done
-  [ "$URI" = "nbd://localhost:$port" ]
+  [ "$URI" = "nbd://127.0.0.1:$port" ]
   nbdinfo --size "$URI"
   ss -Hltn "sport = :$port" | awk '{ print $4 }' >listening
   [ "$(cat listening)" = "127.0.0.1:$port" ]

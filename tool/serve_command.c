@@ -290,10 +290,15 @@ percent_encode (const char *text, const char *keep)
   return r;
 }
 
-/* What a client on this machine calls the address that is listened on. */
+/* What a client on this machine calls the address that is listened on.  A
+ * certificate is made out to a name; without one the address says it better,
+ * and needs no resolver.
+ */
 static char *
-uri_host (const char *bind)
+uri_host (const char *bind, bool tls)
 {
+  if (!bind && !tls)
+    return strdup ("127.0.0.1");
   if (!bind || strcmp (bind, "0.0.0.0") == 0 || strcmp (bind, "::") == 0)
     return strdup ("localhost");
   return format_text (strchr (bind, ':') ? "[%s]" : "%s", bind);
@@ -315,7 +320,7 @@ serve_uri (const struct serve *s)
     return path ? format_text ("%s+unix:///%s?socket=%s", scheme, name, path)
       : NULL;
   }
-  host = uri_host (s->bind);
+  host = uri_host (s->bind, s->tls);
   if (!host)
     return NULL;
   return format_text (*name ? "%s://%s:%s/%s" : "%s://%s:%s", scheme, host,
