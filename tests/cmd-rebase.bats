@@ -60,7 +60,9 @@ rebase_keeps () {
   twin_img_output rebase -u -b "$(printf 'x%.0s' {1..1100})" -F qcow2 top.qcow2
   same_images top.qcow2
   twin_img rebase -u -b nosuch -F qcow2 top.qcow2
-  twin_img info top.qcow2
+  for f in theirs ours; do
+    [ "$(cd $f && backing_of top.qcow2)" = "nosuch qcow2" ]
+  done
   twin_img rebase -u -b old.qcow2 -F qcow2 top.qcow2
   twin_img rebase -b new.qcow2 -F qcow2 top.qcow2
   same_images top.qcow2 new.qcow2 old.qcow2

@@ -30,7 +30,8 @@ static const char usage[] =
 "                        unsafe\n"
 "  -T, --source-cache=MODE\n"
 "                        the same for the backing files\n"
-"  -U, --force-share     is refused, since the image is written to\n"
+"  -U, --force-share     also while another program writes to the new backing\n"
+"                        file\n"
 "  -p                    show progress\n"
 "      --progress=json   the same for programs\n"
 "  -q, --quiet           print nothing but errors\n"
@@ -56,7 +57,7 @@ struct request {
   struct tool_image image;
   struct tool_progress progress;
   const char *backing, *backing_format; /* -b, -F; or NULL */
-  bool unsafe, compressed;
+  bool unsafe, compressed, force_share;
   enum cache_mode source_cache;
 };
 
@@ -71,7 +72,7 @@ set_option (struct request *rq, int option)
   case 'F': rq->backing_format = optarg; return 0;
   case 'u': rq->unsafe = true; return 0;
   case 'c': rq->compressed = true; return 0;
-  case 'U': open->force_share = true; return 0;
+  case 'U': rq->force_share = true; return 0;
   case 'p': rq->progress.bar = true; return 0;
   case 'q': rq->progress.quiet = true; return 0;
   case 't': return tool_cache ("cache option", optarg, &open->cache);
@@ -131,6 +132,7 @@ open_backing (const struct request *rq, const struct image *im,
 {
   const struct image_open_options open = {
     .cache = rq->source_cache, .backing_cache = rq->source_cache,
+    .force_share = rq->force_share,
   };
   struct error e = ERROR_INIT;
   CLEANUP_FREE char *name = NULL;
