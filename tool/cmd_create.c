@@ -16,7 +16,7 @@ static const char usage[] =
 "filename [size]\n"
 "Make an empty image.\n"
 "\n"
-"  -f, --format=FMT           raw (default) or qcow2\n"
+"  -f, --format=FMT           raw by default; nbdimg --help lists them\n"
 "  -o, --options=OPTIONS      key=value,...; -o help lists them\n"
 "  -b, --backing=NAME         record only what differs from NAME\n"
 "  -F, --backing-format=FMT   its format, which is needed\n"
