@@ -130,6 +130,16 @@ rebase_keeps () {
   done
 }
 
+@test "rebase -p shows its progress, and --progress=json for programs" {
+  qemu-img create -q -f qcow2 one.qcow2 1M
+  cp one.qcow2 two.qcow2
+  qemu-img create -q -f qcow2 -b one.qcow2 -F qcow2 top.qcow2
+  "$NBDIMG" rebase -p -F qcow2 -b two.qcow2 top.qcow2 >out
+  tr '\r' '\n' <out | grep -x '    (100.00/100%)'
+  "$NBDIMG" rebase --progress=json -F qcow2 -b one.qcow2 top.qcow2 >out 2>&1
+  grep -m1 '^{' out | jq -e .
+}
+
 @test "rebase -c compresses what it copies" {
   images
   rebase_keeps top.qcow2 -c -b new.qcow2 -F qcow2

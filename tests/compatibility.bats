@@ -91,7 +91,7 @@ missing_tests () {
   # shellcheck disable=SC2016
   grep -vF '| map | `-s`' "$page" | sed 's/cmd-map: a part/cmd-map: no part/
     s/cmd-map: every kind of image/cmd-map: bad invo/' >less
-  [ "$(missing_rows less | xargs)" = "map --start-offset map -s" ]
+  [ "$(missing_rows less | grep ^map | xargs)" = "map --start-offset map -s" ]
   # shellcheck disable=SC2016
   [ "$(missing_tests less)" = '`-l` `--max-length` cmd-map: no part of the disk' ]
   sed -i 's/| map | `-f` `--format` |/| map | `-y` |/' less
