@@ -204,7 +204,8 @@ struct format_check_result {
 };
 
 struct format;
-struct format_view;             /* an internal snapshot; NULL = the active disk */
+struct format_view;             /* an internal snapshot; NULL = the active
+                                   disk */
 
 struct format_ops {
   const char *name;
@@ -270,8 +271,9 @@ struct format_ops {
    */
   int (*reserve) (struct format *, uint64_t guest, uint64_t length,
                   struct placement *p, struct error *);
-  int (*reserve_packed) (struct format *, uint64_t guest, uint64_t packed_length,
-                         struct placement *p, struct error *);
+  int (*reserve_packed) (struct format *, uint64_t guest,
+                         uint64_t packed_length, struct placement *p,
+                         struct error *);
   /* The data are written: make P what the guest reads; what was there before
    * is freed.  On failure the old mapping holds and the caller abandons.
    */
