@@ -74,6 +74,9 @@ refs_check_metadata (const struct l1_refs *r, struct error *e)
                           "the snapshot table", e) == -1
       || not_referred_to (r, q->bitmap_directory_offset,
                           q->bitmap_directory_size, "the bitmap directory",
+                          e) == -1
+      || not_referred_to (r, q->crypto_header_offset,
+                          q->crypto_header_length, "the encryption header",
                           e) == -1)
     return -1;
   return check_refblocks (r, e);

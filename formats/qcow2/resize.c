@@ -211,6 +211,25 @@ prepare_space (struct qcow2 *q, const struct placement *p,
   }
 }
 
+/* Zero bytes of an encrypted image are no zeroes: its clusters have their space,
+ * and say that they read as zeroes.
+ */
+static int
+say_zero (struct qcow2 *q, const struct placement *p, struct error *e)
+{
+  uint64_t done, at;
+
+  for (at = p->guest; at < p->guest + p->length; at += done) {
+    if (qcow2_unmap (&q->format, at, p->guest + p->length - at, UNMAP_KEEP,
+                     &done, e) == -1)
+      return -1;
+    if (done == 0)
+      return error_set (e, ENOTSUP, "%s: encrypted images of version 2 cannot"
+                        " be preallocated", q->format.storage->name);
+  }
+  return 0;
+}
+
 static int
 preallocate_some (struct qcow2 *q, uint64_t guest, uint64_t length,
                   enum preallocation mode, uint64_t *done, struct error *e)
@@ -224,6 +243,8 @@ preallocate_some (struct qcow2 *q, uint64_t guest, uint64_t length,
     qcow2_abandon (&q->format, &p);
     return -1;
   }
+  if (q->format.encrypted && say_zero (q, &p, e) == -1)
+    return -1;
   *done = p.guest + p.length - guest;
   return 0;
 }
