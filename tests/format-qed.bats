@@ -238,6 +238,36 @@ same () {
   same_img_json info --backing-chain --output=json e.qed
 }
 
+@test "rebase and commit: the chain changes, the disk does not" {
+  random_image base.raw 3M 3
+  random_image other.raw 2M 4
+  qemu-img convert -O qcow2 base.raw other.qcow2
+  qemu-img create -q -f qed -b base.raw -F raw top.qed 3M
+  qemu-io -f qed -c 'write -q -P 1 64k 100k' -c 'write -q -P 2 2900k 512' top.qed
+  qemu-img convert -O raw top.qed want.raw
+  "$NBDIMG" rebase -u -b other.qcow2 -F qcow2 top.qed
+  qemu-img info --output=json top.qed |
+    jq -e '."backing-filename" == "other.qcow2"'
+  same top.qed want.raw
+  "$NBDIMG" rebase -b other.raw -F raw top.qed
+  qemu-img info --output=json top.qed |
+    jq -e '."backing-filename-format" == "raw"'
+  same top.qed want.raw
+  "$NBDIMG" rebase -b '' top.qed
+  run ! grep backing <(qemu-img info top.qed)
+  same top.qed want.raw
+  clean top.qed
+  # Down into a QED image, as qemu-img does it: the top keeps its clusters.
+  qemu-img create -q -f qed -b other.raw -F raw mid.qed 3M
+  qemu-img create -q -f qed -b mid.qed -F qed vm.qed
+  "$NBDIMG" io -f qed -c 'write -q -P 3 1M 200k' -c 'write -q -z 64k 64k' vm.qed
+  qemu-img convert -O raw vm.qed want.raw
+  "$NBDIMG" commit -q vm.qed
+  same mid.qed want.raw
+  same vm.qed want.raw
+  clean mid.qed vm.qed
+}
+
 @test "map: where the bytes are is what qemu-img says" {
   truncate -s 1M base.raw
   qemu-img create -q -f qed -b base.raw -F raw o 4M
