@@ -7,8 +7,8 @@
  *
  * The magics of foreign formats are those of their published layouts: VMDK
  * (Virtual Disk Format 1.1 and 5.0), VHD 1.0, VHDX 1.0, Parallels
- * (docs/interop/parallels.txt of QEMU), LUKS1; qcow version 1 as the images of
- * QEMU begin.  A dmg is known by its last sector only and is not looked for.
+ * (docs/interop/parallels.txt of QEMU), LUKS1.  A dmg is known by its last
+ * sector only and is not looked for.
  */
 
 #include <config.h>
@@ -21,6 +21,7 @@
 #include "formats/format.h"
 
 const struct format_ops *const formats[] = {
+  &format_qcow,
   &format_qcow2,
   &format_qed,
   &format_vdi,
@@ -41,7 +42,6 @@ struct foreign {
 #define MAGIC(text) 0, text, sizeof (text) - 1
 
 static const struct foreign foreigns[] = {
-  { "qcow", "qcow (version 1)", true, MAGIC ("QFI\xfb\0\0\0\1") },
   { "luks", "LUKS", true, MAGIC ("LUKS\xba\xbe\0\1") },
   { "vmdk", "VMDK", false, MAGIC ("KDMV") },
   { "vmdk", "VMDK", false, MAGIC ("COWD") },

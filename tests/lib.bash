@@ -266,6 +266,22 @@ random_image () {
     close $f or die "$file: $!\n"' -- "$@"
 }
 
+# random_requests SEED SIZE: lines for qemu-io and nbdimg io, 512-byte aligned
+random_requests () {
+  perl -e '
+    my ($seed, $size) = @ARGV;
+    srand $seed;
+    for (1 .. 40) {
+      my $at = int (rand ($size / 512)) * 512;
+      my $len = (1 + int rand (rand () < 0.3 ? 4096 : 40)) * 512;
+      $len = $size - $at if $len > $size - $at;
+      my $kind = rand;
+      if ($kind < 0.7) { printf "write -q -P %d %d %d\n", 1 + rand 254, $at, $len }
+      elsif ($kind < 0.85) { print "write -q -z $at $len\n" }
+      else { print "write -q -z -u $at $len\n" }
+    }' -- "$@"
+}
+
 # poke FILE OFFSET HEX: write bytes into a file
 poke () {
   printf '%s' "$3" | xxd -r -p |

@@ -48,6 +48,8 @@ static const struct kind kinds[] = {
   { "qed:cluster_size=4096,table_size=1", true, false },
   { "qed:cluster_size=4096,table_size=16", false, false },
   { "qed:cluster_size=2097152,table_size=2", true, false },
+  { "qcow:", false, false },
+  { "qcow:", true, false },
 };
 enum { NR_KINDS = sizeof kinds / sizeof kinds[0] };
 
