@@ -65,6 +65,17 @@ extents_flags (const struct image *im)
   return EXTENTS_METADATA;
 }
 
+static void
+set_window (struct convert_source *s, const struct convert_opts *opts)
+{
+  uint64_t size = image_size (s->im);
+
+  s->skip = min_u64 (opts->skip, size);
+  s->size = size - s->skip;
+  if (opts->limit)
+    s->size = min_u64 (s->size, opts->limit);
+}
+
 static int
 add_sources (struct convert *c, struct error *e)
 {
@@ -78,7 +89,7 @@ add_sources (struct convert *c, struct error *e)
 
     s->im = c->opts->sources[i];
     s->start = c->total;
-    s->size = image_size (s->im);
+    set_window (s, c->opts);
     s->flags = extents_flags (s->im);
     if (!round_up_ok (s->size, SECTOR_SIZE, &s->span)
         || !add_ok (c->total, s->span, &c->total)

@@ -38,7 +38,8 @@ enum block_state {
 struct convert_source {
   struct image *im;
   uint64_t start;               /* where it begins */
-  uint64_t size;
+  uint64_t skip;                /* what begins there is at this offset of IM */
+  uint64_t size;                /* from there on */
   uint64_t span;                /* size in whole sectors */
   unsigned flags;               /* EXTENTS_METADATA where nothing is lost */
 };

@@ -73,7 +73,7 @@ convert_state (struct convert *c, uint64_t offset, uint64_t len,
     return 0;
   }
   len = min_u64 (len, s->size - at);
-  if (image_extents (s->im, at, len, flags, &x, e) == -1)
+  if (image_extents (s->im, s->skip + at, len, flags, &x, e) == -1)
     return -1;
   *length = min_u64 (len, x.length);
   *state = classify (c, &x);
@@ -106,11 +106,12 @@ convert_host (struct convert *c, uint64_t offset, uint64_t len,
   len = min_u64 (len, s->size - at);
   if (s->im->format->info.identity) {
     *length = len;
-    *host = at;
+    *host = s->skip + at;
     *storage = has_own_file (s->im) ? s->im->storage : NULL;
     return 0;
   }
-  if (image_extents (s->im, at, len, EXTENTS_METADATA, &x, e) == -1)
+  if (image_extents (s->im, s->skip + at, len, EXTENTS_METADATA, &x, e)
+      == -1)
     return -1;
   *length = min_u64 (len, x.length);
   *host = x.host;
@@ -190,7 +191,7 @@ salvage (struct worker *w, struct convert_source *s, uint8_t *buf,
   uint64_t half = round_up (len / 2, SECTOR_SIZE);
 
   if (convert_stopped (w->c)
-      || image_read (s->im, buf, len, at, e) == 0)
+      || image_read (s->im, buf, len, s->skip + at, e) == 0)
     return 0;
   if (!convert_can_salvage (w->c, e))
     return -1;
@@ -219,9 +220,10 @@ read_source (struct worker *w, struct convert_source *s, uint8_t *buf,
   if (w->c->opts->salvage)
     r = salvage (w, s, buf, n, at, e);
   else
-    r = image_read (s->im, buf, n, at, e);
+    r = image_read (s->im, buf, n, s->skip + at, e);
   if (r == -1)
-    return error_prefix (e, "error while reading at byte %" PRIu64, at);
+    return error_prefix (e, "error while reading at byte %" PRIu64,
+                         s->skip + at);
   w->result.bytes_read += n;
   return 0;
 }

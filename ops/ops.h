@@ -168,6 +168,9 @@ extern int op_snapshot (struct image *im, const struct snapshot_opts *opts,
 struct convert_opts {
   struct image **sources;       /* concatenated in this order */
   size_t nr_sources;
+  uint64_t skip;                /* dd: bytes of the (one) source that are left
+                                   out at its beginning */
+  uint64_t limit;               /* dd: at most so many bytes of it; 0 = all */
   bool target_has_backing;      /* -B: what equals the backing is not written */
   bool into_chain;              /* commit: the target is a layer of the (one)
                                    source's chain, and what is above it is

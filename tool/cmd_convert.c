@@ -278,13 +278,31 @@ copy (struct convert_request *rq, struct convert_target *t,
   return -1;
 }
 
+/* An empty copy is what dd makes then, and no failure. */
+static void
+warn_of_skip (const struct convert_request *rq)
+{
+  if (rq->opts.skip <= INT64_MAX
+      && rq->opts.skip > image_size (rq->opts.sources[0]))
+    tool_error ("%s: cannot skip to specified offset", rq->names[0]);
+}
+
 static int
-convert (struct convert_request *rq, struct op_ctx *ctx)
+open_sources (struct convert_request *rq)
+{
+  if (convert_open_sources (rq) == -1)
+    return -1;
+  warn_of_skip (rq);
+  return 0;
+}
+
+int
+convert_run (struct convert_request *rq, struct op_ctx *ctx)
 {
   struct convert_target t = { .im = NULL };
   int r = -1;
 
-  if (convert_open_sources (rq) == 0
+  if (open_sources (rq) == 0
       && convert_check_target (rq, &t) == 0
       && convert_open_target (rq, &t, ctx) == 0)
     r = copy (rq, &t, ctx);
@@ -319,7 +337,7 @@ cmd_convert (int argc, char **argv)
   ctx.rate_limit = rq.rate_limit;
   if (rq.progress.quiet)
     ctx.message = NULL;
-  r = convert (&rq, &ctx);
+  r = convert_run (&rq, &ctx);
   tool_progress_end ();
   free (rq.options);
   return r == -1;

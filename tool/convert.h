@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* The parts of nbdimg convert; internal to tool/.
+/* The parts of nbdimg convert, which dd uses too; internal to tool/.
  *
  *   cmd_convert.c      the options and the order of things
+ *   cmd_dd.c           the same for dd
  *   convert_source.c   the sources are opened
  *   convert_target.c   the target is made, or opened, and removed again
  */
@@ -27,6 +28,8 @@ struct convert_request {
   const char *snapshot;         /* -l as it was given, or NULL */
 
   struct tool_image target;
+  const char *doing;            /* "error while ..." when it cannot be made;
+                                   NULL = converting to its format */
   const char *format;           /* -O, or NULL */
   char *options;                /* -o, all of them; owned, or NULL */
   const char *backing_file;     /* -B, or NULL */
@@ -42,6 +45,11 @@ struct convert_request {
   struct tool_progress progress;
 };
 
+/* ---- cmd_convert.c ---- */
+
+/* Open, check, make and copy.  -1 = a message was printed. */
+extern int convert_run (struct convert_request *rq, struct op_ctx *ctx);
+
 /* ---- convert_source.c ---- */
 
 /* Open the sources into opts.sources.  -1 = a message was printed. */
@@ -50,7 +58,8 @@ extern int convert_open_sources (struct convert_request *rq);
 /* Close them.  -1 = a message was printed. */
 extern int convert_close_sources (struct convert_request *rq);
 
-/* Bytes of all sources, each rounded up to sectors. */
+/* Bytes of all sources, as far as they are copied, each rounded up to sectors.
+ */
 extern uint64_t convert_total (const struct convert_request *rq);
 
 /* ---- convert_target.c ---- */

@@ -183,13 +183,23 @@ convert_close_sources (struct convert_request *rq)
   return r;
 }
 
+/* What is copied of one source. */
+static uint64_t
+source_size (const struct convert_request *rq, size_t i)
+{
+  uint64_t size = image_size (rq->opts.sources[i]);
+
+  size -= min_u64 (size, rq->opts.skip);
+  return rq->opts.limit ? min_u64 (size, rq->opts.limit) : size;
+}
+
 uint64_t
 convert_total (const struct convert_request *rq)
 {
   uint64_t total = 0, span;
 
   for (size_t i = 0; i < rq->opts.nr_sources; ++i)
-    if (!round_up_ok (image_size (rq->opts.sources[i]), SECTOR_SIZE, &span)
+    if (!round_up_ok (source_size (rq, i), SECTOR_SIZE, &span)
         || !add_ok (total, span, &total) || total > (uint64_t) INT64_MAX)
       return UINT64_MAX;
   return total;

@@ -293,8 +293,12 @@ create (const struct convert_request *rq, struct convert_target *t,
   }
   if (strncmp (e.text, opts.name, n) != 0 || strncmp (e.text + n, ": ", 2) != 0)
     n = 0;
-  tool_error ("%s: error while converting %s: %s", opts.name, opts.format,
-              e.text + (n ? n + 2 : 0));
+  if (rq->doing)
+    tool_error ("%s: error while %s: %s", opts.name, rq->doing,
+                e.text + (n ? n + 2 : 0));
+  else
+    tool_error ("%s: error while converting %s: %s", opts.name, opts.format,
+                e.text + (n ? n + 2 : 0));
   return -1;
 }
 

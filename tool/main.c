@@ -34,7 +34,7 @@ static const struct command commands[] = {
   { "compare", cmd_compare, "find where two images begin to differ" },
   { "convert", cmd_convert, "copy an image into another format" },
   { "create", cmd_create, "make an empty image" },
-  { "dd", NULL, "copy blocks" },
+  { "dd", cmd_dd, "copy blocks" },
   { "info", cmd_info, "tell what an image is" },
   { "io", cmd_io, "a shell of reads and writes" },
   { "map", cmd_map, "tell where in its files the data of an image lie" },

@@ -35,6 +35,7 @@ extern int cmd_commit (int argc, char **argv);
 extern int cmd_compare (int argc, char **argv);
 extern int cmd_convert (int argc, char **argv);
 extern int cmd_create (int argc, char **argv);
+extern int cmd_dd (int argc, char **argv);
 extern int cmd_info (int argc, char **argv);
 extern int cmd_io (int argc, char **argv);
 extern int cmd_map (int argc, char **argv);
