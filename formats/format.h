@@ -153,6 +153,21 @@ struct format_option {
                              only when it knows the file */
 };
 
+/* How solid the space of a new, or of the grown part of a, disk is. */
+enum preallocation {
+  PREALLOCATION_OFF,
+  PREALLOCATION_METADATA,       /* the tables point to space that is promised
+                                   by nobody */
+  PREALLOCATION_FALLOC,         /* the file system promises it */
+  PREALLOCATION_FULL,           /* it is written */
+};
+
+/* Its name, "off", "metadata", ..., or the mode of a name; -1 = there is none
+ * such.
+ */
+extern const char *preallocation_name (enum preallocation mode);
+extern int preallocation_parse (const char *name);
+
 struct format_create_options {
   uint64_t size;                /* virtual size, bytes */
   const char *backing_file;     /* or NULL */
@@ -204,7 +219,8 @@ struct format_check_result {
 };
 
 struct format;
-struct format_view;             /* an internal snapshot; NULL = the active disk */
+struct format_view;             /* an internal snapshot; NULL = the active
+                                   disk */
 
 struct format_ops {
   const char *name;
@@ -270,8 +286,9 @@ struct format_ops {
    */
   int (*reserve) (struct format *, uint64_t guest, uint64_t length,
                   struct placement *p, struct error *);
-  int (*reserve_packed) (struct format *, uint64_t guest, uint64_t packed_length,
-                         struct placement *p, struct error *);
+  int (*reserve_packed) (struct format *, uint64_t guest,
+                         uint64_t packed_length, struct placement *p,
+                         struct error *);
   /* The data are written: make P what the guest reads; what was there before
    * is freed.  On failure the old mapping holds and the caller abandons.
    */
@@ -296,6 +313,13 @@ struct format_ops {
    */
   int (*resize) (struct format *, uint64_t size, uint64_t zero_until,
                  struct error *);
+
+  /* The same for a larger size, with its space reserved; NULL = not supported.
+   * A mode that the format cannot have is refused (ENOTSUP) by its name.
+   */
+  int (*resize_preallocated) (struct format *, uint64_t size,
+                              uint64_t zero_until, enum preallocation mode,
+                              struct error *);
 
   /* Are the tables right?  What is wrong is in the result, not an error; an
    * error says that the check could not be done.

@@ -55,26 +55,18 @@ raw_probe (const uint8_t *buf, size_t len, uint64_t size)
 
 /* ---- create ---- */
 
-enum preallocation { PREALLOCATION_OFF, PREALLOCATION_FALLOC,
-                     PREALLOCATION_FULL };
-
 static int
 parse_preallocation (const struct format_create_options *opts,
                      enum preallocation *mode, struct error *e)
 {
-  static const char *const names[] = { "off", "falloc", "full" };
   const char *text = json_string_value (json_object_get (opts->options,
                                                          "preallocation"));
 
-  *mode = PREALLOCATION_OFF;
-  if (!text)
+  int found = text ? preallocation_parse (text) : PREALLOCATION_OFF;
+
+  *mode = found == -1 ? PREALLOCATION_OFF : (enum preallocation) found;
+  if (found != -1 && found != PREALLOCATION_METADATA)
     return 0;
-  for (size_t i = 0; i < sizeof names / sizeof names[0]; ++i) {
-    if (strcmp (text, names[i]) == 0) {
-      *mode = (enum preallocation) i;
-      return 0;
-    }
-  }
   return error_set (e, EINVAL, "Unsupported preallocation mode: %s "
                     "(allowed are off, falloc, full)", text);
 }
@@ -117,30 +109,39 @@ create_on_fixed (struct storage *st, uint64_t size, enum preallocation mode,
  * allocated extents are only promised (copy on write, compression).
  */
 static int
-write_zeroes (struct storage *st, uint64_t size, struct error *e)
+write_zeroes (struct storage *st, uint64_t from, uint64_t to,
+              struct error *e)
 {
   const size_t chunk = 2 * MiB;
   CLEANUP_FREE void *buf = calloc (1, chunk);
 
   if (!buf)
     return error_nomem (e, "preallocation", chunk);
-  for (uint64_t offset = 0; offset < size;) {
-    size_t n = (size_t) min_u64 (chunk, size - offset);
-
-    if (storage_pwrite (st, buf, n, offset, 0, e) == -1)
+  for (; from < to; from += chunk)
+    if (storage_pwrite (st, buf, (size_t) min_u64 (chunk, to - from), from, 0,
+                        e) == -1)
       return -1;
-    offset += n;
-  }
   return 0;
+}
+
+/* Bytes [from, to) are new and read as zeroes; make their space as solid as
+ * MODE says.
+ */
+static int
+preallocate (struct storage *st, uint64_t from, uint64_t to,
+             enum preallocation mode, struct error *e)
+{
+  if (mode == PREALLOCATION_FALLOC && to > from)
+    return storage_zero (st, from, to - from, 0, e);
+  return mode == PREALLOCATION_FULL ? write_zeroes (st, from, to, e) : 0;
 }
 
 static int
 raw_create (struct storage *st, const struct format_create_options *opts,
             struct error *e)
 {
-  enum preallocation mode;
+  enum preallocation mode = PREALLOCATION_OFF;
   uint64_t size;
-  int r = 0;
 
   if (check_create (opts, &mode, e) == -1)
     return -1;
@@ -148,13 +149,10 @@ raw_create (struct storage *st, const struct format_create_options *opts,
   if (!st->caps.can_grow)
     return create_on_fixed (st, size, mode, e);
   if (storage_truncate (st, 0, e) == -1
-      || storage_truncate (st, size, e) == -1)
+      || storage_truncate (st, size, e) == -1
+      || preallocate (st, 0, size, mode, e) == -1)
     return -1;
-  if (mode == PREALLOCATION_FALLOC && size)
-    r = storage_zero (st, 0, size, 0, e);
-  else if (mode == PREALLOCATION_FULL)
-    r = write_zeroes (st, size, e);
-  return r == -1 ? -1 : storage_flush (st, e);
+  return storage_flush (st, e);
 }
 
 /* ---- open ---- */
@@ -252,10 +250,31 @@ raw_resize (struct format *f, uint64_t size, uint64_t zero_until,
   if (size > max_size)
     return error_set (e, EFBIG, "%s: %" PRIu64 " bytes are too large for a raw "
                       "image", f->storage->name, size);
+  if (!f->storage->caps.can_grow)
+    return error_set (e, ENOTSUP, "Cannot resize device files");
   if (storage_truncate (f->storage, size, e) == -1)
     return -1;
   f->info.size = virtual_size (f->storage);
-  return 0;
+  return storage_flush (f->storage, e);
+}
+
+/* On failure the file has its old size again. */
+static int
+raw_resize_preallocated (struct format *f, uint64_t size, uint64_t zero_until,
+                         enum preallocation mode, struct error *e)
+{
+  uint64_t old = storage_size (f->storage);
+  struct error ignored = ERROR_INIT;
+
+  if (mode == PREALLOCATION_METADATA)
+    return error_set (e, ENOTSUP, "Unsupported preallocation mode: %s",
+                      preallocation_name (mode));
+  if (raw_resize (f, size, zero_until, e) == -1)
+    return -1;
+  if (preallocate (f->storage, old, size, mode, e) == 0)
+    return storage_flush (f->storage, e);
+  raw_resize (f, old, 0, &ignored);
+  return -1;
 }
 
 const struct format_ops format_raw = {
@@ -271,4 +290,5 @@ const struct format_ops format_raw = {
   .flush = raw_flush,
   .metadata_dirty = raw_metadata_dirty,
   .resize = raw_resize,
+  .resize_preallocated = raw_resize_preallocated,
 };

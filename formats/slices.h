@@ -5,11 +5,11 @@
  * table slices, and the epochs themselves.
  *
  * A slice is min (4 KiB, cluster) of a table, as it stands on disk.  Changes
- * collect in the cache.  An epoch is one round of writing them out, in the order
- * that the format needs: its setup.epoch collects the kinds of slices into
- * batches, then writes the batches with barriers between them.  One epoch runs
- * at a time; it writes copies, so that changes of the meantime go to the next
- * one.
+ * collect in the cache.  An epoch is one round of writing them out, in the
+ * order that the format needs: its setup.epoch collects the kinds of slices
+ * into batches, then writes the batches with barriers between them.  One epoch
+ * runs at a time; it writes copies, so that changes of the meantime go to the
+ * next one.
  *
  * Locking: one mutex, the format's, guards everything but what setup says.  It
  * is never held during a storage read or flush: a function that must read

@@ -251,11 +251,18 @@ extern int image_extents (struct image *im, uint64_t offset, uint64_t len,
 
 /* ---- structure ---- */
 
+/* A new size.  Larger: what is new reads as zeroes, and its space is reserved
+ * as MODE says.  Smaller: what is behind the new end is lost; in qcow2 the disk
+ * is the old one or the new one whatever happens.
+ */
 extern int image_resize (struct image *im, uint64_t size, struct error *e);
+extern int image_resize_preallocated (struct image *im, uint64_t size,
+                                      enum preallocation mode,
+                                      struct error *e);
 
 /* Internal snapshots: as the calls of format_ops.  Guest I/O waits meanwhile;
- * what it has written is flushed before it has to.  apply changes what the guest
- * reads, and maybe the size, under its feet.
+ * what it has written is flushed before it has to.  apply changes what the
+ * guest reads, and maybe the size, under its feet.
  */
 extern int image_snapshot_create (struct image *im,
                                   const struct format_snapshot *s,

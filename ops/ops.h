@@ -146,6 +146,22 @@ extern int op_compare (struct image *a, struct image *b,
                        struct compare_result *result, struct op_ctx *ctx,
                        struct error *e);
 
+/* ---- resize ---- */
+
+struct resize_opts {
+  uint64_t size;                /* bytes */
+  int relative;                 /* 1, -1: SIZE more, or less; 0: SIZE */
+  bool shrink;                  /* a smaller size is meant */
+  enum preallocation preallocation;
+};
+struct resize_result {
+  uint64_t old_size, new_size;  /* bytes */
+  bool needs_shrink;            /* it failed, because SHRINK was not said */
+};
+extern int op_resize (struct image *im, const struct resize_opts *opts,
+                      struct resize_result *result, struct op_ctx *ctx,
+                      struct error *e);
+
 /* ---- snapshot ---- */
 
 /* LIST: an array of objects with the keys of "snapshots" in qemu-img info

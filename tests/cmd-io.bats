@@ -215,6 +215,8 @@ END
 -c map top.qcow2
 -c l base.qcow2
 -c 'truncate 8M' -c length base.qcow2
+-c 'truncate 512k' -c length base.qcow2
+-c 'truncate 4M' -c length base.qcow2
 -c info base.qcow2
 -c i top.qcow2
 END
@@ -344,7 +346,6 @@ END
   done <<'END'
 -b is not built yet|read -b 0 512
 -b is not built yet|write -b 0 512
-shrinking qcow2 images is not built yet|truncate 512k
 truncate -m falloc is not built yet|truncate -m falloc 8M
 reopen -o is not built yet|reopen -o bogus=1
 break is not supported|break a b

@@ -238,15 +238,3 @@ content () {
   stop_server
   "$NBDIMG" snapshot -c x a.qcow2
 }
-
-@test "the examples of the manual page" {
-  make_images
-  mv a.qcow2 disk.qcow2
-  "$NBDIMG" snapshot -c before-upgrade disk.qcow2
-  "$NBDIMG" snapshot -l disk.qcow2 | grep -q before-upgrade
-  "$NBDIMG" snapshot -a before-upgrade disk.qcow2
-  "$NBDIMG" convert -l before-upgrade -O qcow2 disk.qcow2 old.qcow2
-  "$NBDIMG" compare -q disk.qcow2 old.qcow2
-  "$NBDIMG" snapshot -d before-upgrade disk.qcow2
-  [ -z "$("$NBDIMG" snapshot disk.qcow2)" ]
-}

@@ -41,6 +41,7 @@ setup () {
   [ "$(complete_line compare -s disk.r)" = disk.raw ]
   [ "$(complete_line map --max)" = --max-length ]
   [ "$(complete_line serve --backing o | xargs)" = 'on off' ]
+  [ "$(complete_line resize --preallocation fa)" = falloc ]
   [ "$(complete_line create -o x)" = '' ]
 }
 

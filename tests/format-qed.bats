@@ -8,7 +8,7 @@ load lib
 load peer
 
 setup () {
-  cd "$BATS_TEST_TMPDIR"
+  cd "$BATS_TEST_TMPDIR" || return 1
   need qemu-img qemu-io
 }
 
@@ -134,10 +134,8 @@ same () {
         "$NBDIMG" io -f ${f##*.} -c 'write -q -P 7 100 300' \
           -c "write -q -P 8 $((size / 2 & ~511)) 512" $f
       done
-      for f in ours.qed; do
-        qemu-io -f qed -c 'write -q -P 7 100 300' \
-          -c "write -q -P 8 $((size / 2 & ~511)) 512" $f
-      done
+      qemu-io -f qed -c 'write -q -P 7 100 300' \
+        -c "write -q -P 8 $((size / 2 & ~511)) 512" ours.qed
       same theirs.qed disk.raw
       same ours.qed disk.raw
       clean theirs.qed ours.qed

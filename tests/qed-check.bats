@@ -11,7 +11,7 @@ load peer
 # 2 GiB.  L1 0x10000, first L2 table 0x50000, data 0x90000 0xa0000 0xb0000, second
 # L2 table 0xc0000, data 0x100000; the file ends at 0x110000.
 setup () {
-  cd "$BATS_TEST_TMPDIR"
+  cd "$BATS_TEST_TMPDIR" || return 1
   need qemu-img qemu-io
   "$NBDIMG" create -q -f qed good 4G
   "$NBDIMG" io -f qed -c 'write -q -P 1 0 64k' -c 'write -q -P 2 64k 64k' \

@@ -40,7 +40,7 @@ static const struct command commands[] = {
   { "map", cmd_map, "tell where in its files the data of an image lie" },
   { "measure", NULL, "tell how large an image will be" },
   { "rebase", cmd_rebase, "change the backing file of an image" },
-  { "resize", NULL, "change the size of an image" },
+  { "resize", cmd_resize, "change the size of an image" },
   { "serve", cmd_serve, "serve an image over NBD" },
   { "snapshot", cmd_snapshot, "manage internal snapshots" },
 };

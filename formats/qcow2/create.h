@@ -8,11 +8,6 @@
 
 #include "formats/qcow2/qcow2.h"
 
-enum preallocation {
-  PREALLOCATION_OFF, PREALLOCATION_METADATA, PREALLOCATION_FALLOC,
-  PREALLOCATION_FULL,
-};
-
 /* The image that is to be written. */
 struct plan {
   /* create_options.c; strings are borrowed from the options */

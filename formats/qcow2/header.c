@@ -412,8 +412,8 @@ fill_info (struct qcow2 *q, const struct format_open_options *opts)
   q->discard = opts->discard && f->storage->caps.can_punch;
 }
 
-static void
-init_allocation (struct qcow2 *q)
+void
+qcow2_init_allocation (struct qcow2 *q)
 {
   struct storage *st = q->format.storage;
   uint64_t size = storage_size (st);
@@ -489,7 +489,7 @@ qcow2_open (struct storage *st, const struct format_open_options *opts,
     r = fill_needs (q, needs, e);
   if (r == 0) {
     fill_info (q, opts);
-    init_allocation (q);
+    qcow2_init_allocation (q);
     r = qcow2_snapshots_check (q, e);
   }
   if (r == 0)
@@ -592,7 +592,7 @@ qcow2_begin_write (struct format *f, struct error *e)
   if (qcow2_learn_tables (q, e) == -1)
     return -1;
   mutex_lock (&q->mutex);
-  init_allocation (q);
+  qcow2_init_allocation (q);
   q->writing = true;
   mutex_unlock (&q->mutex);
   return 0;
@@ -652,6 +652,7 @@ const struct format_ops format_qcow2 = {
   .flush = qcow2_flush,
   .metadata_dirty = qcow2_metadata_dirty,
   .resize = qcow2_resize,
+  .resize_preallocated = qcow2_resize_preallocated,
   .check = qcow2_check,
   .set_backing = qcow2_set_backing,
   .info = qcow2_info,

@@ -12,7 +12,7 @@
  *   refcount.c  refcounts, allocation, growth of the refcount table
  *   known.c     where L2 tables and refcount blocks lie
  *   epoch.c     write-back in order, flush, quarantine, close
- *   resize.c    growing the virtual disk
+ *   resize.c    growing the virtual disk; shrink.c, and cut.c the file's end
  *   backing.c   another backing file
  *   settle.c    what structural operations have in common
  *   refs.c      the references of one L1 table; refs_verify.c refs_flags.c
@@ -250,6 +250,9 @@ extern int qcow2_activate (struct format *f, struct storage *data_file,
 extern int qcow2_begin_write (struct format *f, struct error *e);
 extern void qcow2_free (struct qcow2 *q);
 
+/* Where the file ends, and what is behind it. */
+extern void qcow2_init_allocation (struct qcow2 *q);
+
 /* Write LEN bytes of the header, at most 32, at OFFSET (within one 512-byte
  * sector, so that they cannot be torn), with flags of the storage.  A write
  * that fails may have been done all the same (the answer of a server was lost),
@@ -473,6 +476,12 @@ extern int qcow2_switch_header (struct qcow2 *q, uint64_t offset,
                                 const void *buf, size_t len,
                                 struct error *e);
 
+/* Another active disk: size, crypt_method, l1_size and l1_table_offset lie side
+ * by side in the first sector.
+ */
+extern int qcow2_switch_disk (struct qcow2 *q, uint64_t size, uint64_t l1,
+                              uint32_t l1_size, struct error *e);
+
 /* Between the two, a crash leaves an image that says that its refcounts and
  * COPIED flags need to be mended, and everybody does so before the first write.
  * Version 2 has no such bit: check finds it.
@@ -498,7 +507,18 @@ extern void qcow2_give_back (struct qcow2 *q, uint64_t host, uint64_t nr);
 extern int qcow2_unlock (struct format *f, const struct format_key *key,
                          struct error *e);
 
-/* ---- resize.c ---- */
+/* ---- resize.c, shrink.c, cut.c ---- */
+extern uint64_t qcow2_l1_entries_for (const struct qcow2 *q, uint64_t size);
+extern int qcow2_resize_preallocated (struct format *f, uint64_t size,
+                                      uint64_t zero_until,
+                                      enum preallocation mode,
+                                      struct error *e);
+extern int qcow2_shrink (struct qcow2 *q, uint64_t size, struct error *e);
+
+/* Give up refcount blocks that count nothing, and what is behind the last
+ * cluster in use.
+ */
+extern int qcow2_cut_file (struct qcow2 *q, struct error *e);
 extern int qcow2_resize (struct format *f, uint64_t size, uint64_t zero_until,
                          struct error *e);
 

@@ -115,15 +115,18 @@ count_packed (struct l1_refs *r, uint64_t l2, uint64_t entry, struct error *e)
   return 0;
 }
 
+/* Clusters of an external data file have no refcounts. */
 static int
-count_table (struct l1_refs *r, uint64_t l2, const uint8_t *table,
-             struct error *e)
+count_table (struct l1_refs *r, uint64_t l2, uint64_t from,
+             const uint8_t *table, struct error *e)
 {
   struct qcow2 *q = r->q;
   uint64_t nr = UINT64_C (1) << q->l2_bits, entry, host;
 
-  for (uint64_t i = 0; i < nr; ++i, table += q->l2_entry_size) {
-    entry = get_be64 (table);
+  if (q->incompatible_features & INCOMPAT_DATA_FILE)
+    return 0;
+  for (uint64_t i = from; i < nr; ++i) {
+    entry = get_be64 (table + i * q->l2_entry_size);
     if (entry & L2_COMPRESSED) {
       if (count_packed (r, l2, entry, e) == -1)
         return -1;
@@ -138,6 +141,27 @@ count_table (struct l1_refs *r, uint64_t l2, const uint8_t *table,
       return -1;
   }
   return 0;
+}
+
+static int
+count_part (struct l1_refs *r, struct error *e)
+{
+  struct qcow2 *q = r->q;
+  CLEANUP_FREE uint8_t *table = NULL;
+
+  if (r->part_l2 == 0)
+    return 0;
+  if (!is_place (r, r->part_l2))
+    return damaged (e, "L1 table", r->l1_table_offset, r->part_l2);
+  table = malloc (q->cluster_size);
+  if (!table)
+    return error_nomem (e, "an L2 table", q->cluster_size);
+  if (storage_pread (q->format.storage, table, q->cluster_size, r->part_l2,
+                     e) == -1
+      || refmap_add (&r->map, r->part_l2 >> q->cluster_bits, 1, REF_PLAIN,
+                     e) == -1)
+    return -1;
+  return count_table (r, r->part_l2, r->part_from, table, e);
 }
 
 static uint64_t
@@ -160,12 +184,14 @@ count (struct l1_refs *r, struct error *e)
     if (refmap_add (&r->map, r->l2[i] >> r->q->cluster_bits, 1, REF_PLAIN,
                     e) == -1)
       return -1;
+  if (count_part (r, e) == -1)
+    return -1;
   s = table_stream_new (r->q->format.storage, r->q->cluster_size, r->nr_l2,
                         l2_host, r, STREAM_MEMORY, e);
   if (!s)
     return -1;
   while ((n = table_stream_next (s, &i, &table, e)) == 1)
-    if (count_table (r, r->l2[i], table, e) == -1) {
+    if (count_table (r, r->l2[i], 0, table, e) == -1) {
       n = -1;
       break;
     }

@@ -30,6 +30,11 @@ struct l1_refs {
   size_t nr_l2;
   uint64_t nr_clusters;         /* of the file */
 
+  /* set afterwards, or not: one more L2 table, of which only the entries from
+   * PART_FROM on count; 0 = none
+   */
+  uint64_t part_l2, part_from;
+
   struct refmap map;            /* of the window: counts, or, after
                                    refs_change with KEEP, refcounts (refs_of) */
   bool counted;                 /* one window is enough, MAP has its counts */
@@ -76,6 +81,14 @@ extern int refs_check_metadata (const struct l1_refs *r, struct error *e);
  */
 extern int refs_verify (const struct l1_refs *r, struct l1_refs *stays,
                         struct error *e);
+
+/* For refs_each_window: can R's references be dropped, and leave all that
+ * OPAQUE (struct l1_refs) leads to; drop them, and set the flags of OPAQUE, or
+ * NULL.
+ */
+extern int refs_look_at_drop (struct l1_refs *r, void *opaque,
+                              struct error *e);
+extern int refs_drop (struct l1_refs *r, void *opaque, struct error *e);
 
 /* Set the COPIED flags in the tables of ACTIVE: R NULL = none has it; else as
  * the refcounts in R's map say, where it has one.

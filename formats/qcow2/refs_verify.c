@@ -74,6 +74,9 @@ refs_check_metadata (const struct l1_refs *r, struct error *e)
                           "the snapshot table", e) == -1
       || not_referred_to (r, q->bitmap_directory_offset,
                           q->bitmap_directory_size, "the bitmap directory",
+                          e) == -1
+      || not_referred_to (r, q->crypto_header_offset,
+                          q->crypto_header_length, "the encryption header",
                           e) == -1)
     return -1;
   return check_refblocks (r, e);
@@ -103,6 +106,8 @@ check_table (const struct l1_refs *r, const uint8_t *table, struct error *e)
   struct qcow2 *q = r->q;
   uint64_t nr = UINT64_C (1) << q->l2_bits, host, length;
 
+  if (q->incompatible_features & INCOMPAT_DATA_FILE)
+    return 0;
   for (uint64_t i = 0; i < nr; ++i, table += q->l2_entry_size) {
     uint64_t entry = get_be64 (table);
 
@@ -148,4 +153,30 @@ refs_verify (const struct l1_refs *r, struct l1_refs *stays, struct error *e)
     }
   table_stream_free (s);
   return n;
+}
+
+/* ---- drop ---- */
+
+int
+refs_look_at_drop (struct l1_refs *r, void *opaque, struct error *e)
+{
+  struct refs_change c = { .delta = -1, .keep = true };
+
+  if (refs_check_metadata (r, e) == -1 || refs_change (r, &c, e) == -1)
+    return -1;
+  return refs_verify (r, opaque, e);
+}
+
+int
+refs_drop (struct l1_refs *r, void *opaque, struct error *e)
+{
+  struct refs_change c = {
+    .delta = -1, .write = true, .keep = opaque, .punch = r->q->discard,
+    .first_free = UINT64_MAX,
+  };
+
+  if (refs_change (r, &c, e) == -1)
+    return -1;
+  qcow2_note_free (r->q, c.first_free);
+  return opaque ? refs_set_flags (r, opaque, e) : 0;
 }

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* Growing the virtual disk.  Layer: formats.  Locking: structural, nobody else
- * is inside; the mutex is taken for the tables all the same.
+/* Growing the virtual disk, with preallocation; shrink.c makes it smaller.
+ * Layer: formats.  Locking: structural, nobody else is inside; the mutex is
+ * taken for the tables all the same.
  *
- * Order on disk: the new L1 table with its refcounts => the header's l1_size
- * and l1_table_offset (12 bytes of one sector) => the old table is free; what
- * stood in entries behind the old end is dropped => the header's size.  A crash
- * leaves the old size, with a larger table at most, and leaks.
+ * Order on disk: the L1 table with room for more => the header's l1_size and
+ * l1_table_offset (12 bytes of one sector) => the old table is free; what stood
+ * in entries behind the old end is dropped, and new clusters take its place =>
+ * the header's size.  A crash leaves the old size, with a larger table,
+ * clusters behind the end, and leaks at most.
  */
 
 #include <config.h>
@@ -19,8 +21,8 @@
 #include "common/cleanup.h"
 #include "formats/qcow2/qcow2.h"
 
-static uint64_t
-l1_entries_for (const struct qcow2 *q, uint64_t size)
+uint64_t
+qcow2_l1_entries_for (const struct qcow2 *q, uint64_t size)
 {
   return div_round_up (div_round_up (size, q->cluster_size),
                        UINT64_C (1) << q->l2_bits);
@@ -33,18 +35,49 @@ check_size (struct qcow2 *q, uint64_t size, struct error *e)
 
   if (!is_aligned (size, SECTOR_SIZE))
     return error_set (e, EINVAL, "The new size must be a multiple of 512");
-  if (size < q->format.info.size)
-    return error_set (e, ENOTSUP, "%s: shrinking qcow2 images is not built"
-                      " yet", name);
   if (q->nb_snapshots && q->version < 3)
-    return error_set (e, ENOTSUP, "%s: Can't resize a version 2 image which"
-                      " has snapshots", name);
+    return error_set (e, ENOTSUP, "Can't resize a v2 image which has"
+                      " snapshots");
   if (size > (uint64_t) INT64_MAX - q->cluster_size
-      || l1_entries_for (q, size) * 8 > MAX_L1_BYTES)
+      || qcow2_l1_entries_for (q, size) * 8 > MAX_L1_BYTES)
     return error_set (e, EFBIG, "%s: %" PRIu64 " bytes are too large with"
                       " clusters of %" PRIu64 " bytes", name, size,
                       q->cluster_size);
   return 0;
+}
+
+/* ---- the L1 table ---- */
+
+static int
+switch_l1 (struct qcow2 *q, uint64_t host, uint64_t entries, struct error *e)
+{
+  uint8_t field[12];
+
+  put_be32 (field, (uint32_t) entries);
+  put_be64 (field + 4, host);
+  if (qcow2_switch_header (q, H_L1_SIZE, field, sizeof field, e) == -1)
+    return -1;
+  mutex_lock (&q->mutex);
+  q->l1_table_offset = host;
+  q->l1_size = (uint32_t) entries;
+  known_moved_locked (q);
+  mutex_unlock (&q->mutex);
+  return 0;
+}
+
+/* The last cluster of the table has room for the new entries.  What another
+ * program left there goes first.
+ */
+static int
+grow_l1_in_place (struct qcow2 *q, uint64_t entries, struct error *e)
+{
+  uint64_t host = q->l1_table_offset + (uint64_t) q->l1_size * 8;
+
+  if (storage_zero (q->format.storage, host, (entries - q->l1_size) * 8, 0,
+                    e) == -1
+      || qcow2_settle (q, e) == -1)
+    return -1;
+  return switch_l1 (q, q->l1_table_offset, entries, e);
 }
 
 /* The old entries and as many empty ones as there is room for, at HOST. */
@@ -63,26 +96,21 @@ write_l1 (struct qcow2 *q, uint64_t host, uint64_t clusters, struct error *e)
 }
 
 static int
-switch_l1 (struct qcow2 *q, uint64_t host, uint32_t entries, struct error *e)
+move_l1 (struct qcow2 *q, uint64_t entries, uint64_t old_clusters,
+         struct error *e)
 {
+  uint64_t clusters = div_round_up (entries * 8, q->cluster_size), host;
   uint64_t old = q->l1_table_offset;
-  uint64_t old_clusters = div_round_up ((uint64_t) q->l1_size * 8,
-                                        q->cluster_size);
-  uint8_t field[12];
 
-  put_be32 (field, entries);
-  put_be64 (field + 4, host);
-  if (qcow2_write_header (q, H_L1_SIZE, field, sizeof field, e) == -1
-      || storage_flush (q->format.storage, e) == -1)
+  if (qcow2_alloc_table (q, clusters, &host, e) == -1)
     return -1;
-  mutex_lock (&q->mutex);
-  q->l1_table_offset = host;
-  q->l1_size = entries;
-  known_moved_locked (q);
-  table_drop_locked (q, old, old_clusters << q->cluster_bits);
-  if (old_clusters)
-    freed_list_add (&q->released, old, old_clusters, q->cluster_size);
-  mutex_unlock (&q->mutex);
+  if (write_l1 (q, host, clusters, e) == -1 || qcow2_settle (q, e) == -1) {
+    qcow2_give_back (q, host, clusters);
+    return -1;
+  }
+  if (switch_l1 (q, host, entries, e) == -1)
+    return -1;
+  qcow2_give_back (q, old, old_clusters);
   return 0;
 }
 
@@ -90,23 +118,22 @@ switch_l1 (struct qcow2 *q, uint64_t host, uint32_t entries, struct error *e)
 static int
 grow_l1 (struct qcow2 *q, uint64_t size, struct error *e)
 {
-  uint64_t entries = l1_entries_for (q, size), clusters, host;
+  uint64_t entries = qcow2_l1_entries_for (q, size);
+  uint64_t clusters = div_round_up (entries * 8, q->cluster_size);
+  uint64_t old = div_round_up ((uint64_t) q->l1_size * 8, q->cluster_size);
 
   if (entries <= q->l1_size)
     return 0;
-  clusters = div_round_up (entries * 8, q->cluster_size);
-  /* What is dirty of the old table must be in its copy; the second flush
-   * brings the refcounts of the new one, and the copy, to the disk.
-   */
-  if (qcow2_flush (&q->format, e) == -1
-      || qcow2_alloc_run (q, clusters, &host, e) == -1
-      || write_l1 (q, host, clusters, e) == -1
-      || qcow2_flush (&q->format, e) == -1)
+  /* What is dirty of the old table must be in its copy. */
+  if (qcow2_settle (q, e) == -1)
     return -1;
-  return switch_l1 (q, host, (uint32_t) entries, e);
+  return clusters == old ? grow_l1_in_place (q, entries, e)
+    : move_l1 (q, entries, old, e);
 }
 
-/* Drop the mapping of [from, to), which lies behind the old end. */
+/* ---- what is behind the old end ---- */
+
+/* Drop the mapping of [from, to). */
 static int
 clear (struct qcow2 *q, uint64_t from, uint64_t to, enum unmap_how how,
        struct error *e)
@@ -118,9 +145,162 @@ clear (struct qcow2 *q, uint64_t from, uint64_t to, enum unmap_how how,
       return -1;
     if (done == 0)
       return error_set (e, ENOTSUP, "%s: version 2 images cannot grow where"
-                        " their backing file is longer than they are",
-                        q->format.storage->name);
+                        " their backing file is longer than they are, unless"
+                        " with preallocation", q->format.storage->name);
   }
+  return 0;
+}
+
+/* The data file holds the disk at the guest's offsets, and what is new of it is
+ * zero there too.
+ */
+static int
+grow_data_file (struct qcow2 *q, uint64_t size, struct error *e)
+{
+  struct storage *st = q->format.data_file;
+  uint64_t old = q->format.info.size, end;
+
+  if (!st)
+    return 0;
+  end = min_u64 (storage_size (st), size);
+  if (end > old && storage_zero (st, old, end - old, STORAGE_MAY_UNMAP,
+                                 e) == -1)
+    return -1;
+  if (storage_size (st) < size && storage_truncate (st, size, e) == -1)
+    return -1;
+  return storage_flush (st, e);
+}
+
+/* ---- preallocation ---- */
+
+static int
+write_zeroes (struct storage *st, uint64_t host, uint64_t length,
+              struct error *e)
+{
+  const size_t chunk = 2 * MiB;
+  CLEANUP_FREE uint8_t *buf = calloc (1, chunk);
+
+  if (!buf)
+    return error_nomem (e, "preallocation", chunk);
+  for (uint64_t at = 0; at < length; at += chunk)
+    if (storage_pwrite (st, buf, (size_t) min_u64 (chunk, length - at),
+                        host + at, 0, e) == -1)
+      return -1;
+  return 0;
+}
+
+/* Make the space of P read as zeroes, and as solid as MODE says. */
+static int
+prepare_space (struct qcow2 *q, const struct placement *p,
+               enum preallocation mode, struct error *e)
+{
+  struct storage *st = p->storage == MAP_IN_DATA_FILE ? q->format.data_file
+    : q->format.storage;
+
+  switch (mode) {
+  case PREALLOCATION_FULL:
+    return write_zeroes (st, p->host, p->length, e);
+  case PREALLOCATION_FALLOC:
+    return storage_zero (st, p->host, p->length, 0, e);
+  default:
+    if (p->storage == MAP_IN_DATA_FILE)
+      return 0;                 /* grow_data_file did */
+    if (p->reads_zero && p->host + p->length <= storage_size (st))
+      return 0;
+    return storage_zero (st, p->host, p->length, STORAGE_MAY_UNMAP, e);
+  }
+}
+
+/* Zero bytes of an encrypted image are no zeroes: its clusters have their space,
+ * and say that they read as zeroes.
+ */
+static int
+say_zero (struct qcow2 *q, const struct placement *p, struct error *e)
+{
+  uint64_t done, at;
+
+  for (at = p->guest; at < p->guest + p->length; at += done) {
+    if (qcow2_unmap (&q->format, at, p->guest + p->length - at, UNMAP_KEEP,
+                     &done, e) == -1)
+      return -1;
+    if (done == 0)
+      return error_set (e, ENOTSUP, "%s: encrypted images of version 2 cannot"
+                        " be preallocated", q->format.storage->name);
+  }
+  return 0;
+}
+
+static int
+preallocate_some (struct qcow2 *q, uint64_t guest, uint64_t length,
+                  enum preallocation mode, uint64_t *done, struct error *e)
+{
+  struct placement p;
+
+  if (qcow2_reserve (&q->format, guest, length, &p, e) == -1)
+    return -1;
+  if (prepare_space (q, &p, mode, e) == -1
+      || qcow2_link (&q->format, &p, e) == -1) {
+    qcow2_abandon (&q->format, &p);
+    return -1;
+  }
+  if (q->format.encrypted && say_zero (q, &p, e) == -1)
+    return -1;
+  *done = p.guest + p.length - guest;
+  return 0;
+}
+
+static int
+preallocate (struct qcow2 *q, uint64_t from, uint64_t to,
+             enum preallocation mode, struct error *e)
+{
+  struct error ignored = ERROR_INIT;
+  uint64_t done;
+
+  for (uint64_t at = from; at < to; at += done) {
+    if (preallocate_some (q, at, to - at, mode, &done, e) == 0)
+      continue;
+    if (!q->data_file_raw)
+      clear (q, from, at, UNMAP_TRANSPARENT, &ignored);
+    return -1;
+  }
+  return 0;
+}
+
+/* ---- all of it ---- */
+
+static int
+prepare_growth (struct qcow2 *q, uint64_t size, uint64_t zero_until,
+                enum preallocation mode, struct error *e)
+{
+  uint64_t from = round_up (q->format.info.size, q->cluster_size);
+  uint64_t to = round_up (size, q->cluster_size);
+
+  if (grow_l1 (q, size, e) == -1 || grow_data_file (q, size, e) == -1)
+    return -1;
+  if (!q->data_file_raw && clear (q, from, to, UNMAP_TRANSPARENT, e) == -1)
+    return -1;
+  if (mode != PREALLOCATION_OFF)
+    return preallocate (q, from, to, mode, e);
+  to = min_u64 (to, round_up (zero_until, q->cluster_size));
+  return clear (q, from, to, UNMAP_ZERO, e);
+}
+
+static int
+grow (struct qcow2 *q, uint64_t size, uint64_t zero_until,
+      enum preallocation mode, struct error *e)
+{
+  uint8_t field[8];
+
+  /* A raw data file is all mapped, as create does it. */
+  if (q->data_file_raw && mode == PREALLOCATION_OFF)
+    mode = PREALLOCATION_METADATA;
+  if (prepare_growth (q, size, zero_until, mode, e) == -1
+      || qcow2_settle (q, e) == -1)
+    return -1;
+  put_be64 (field, size);
+  if (qcow2_switch_header (q, H_SIZE, field, sizeof field, e) == -1)
+    return -1;
+  q->format.info.size = size;
   return 0;
 }
 
@@ -128,30 +308,22 @@ int
 qcow2_resize (struct format *f, uint64_t size, uint64_t zero_until,
               struct error *e)
 {
+  return qcow2_resize_preallocated (f, size, zero_until, PREALLOCATION_OFF,
+                                    e);
+}
+
+int
+qcow2_resize_preallocated (struct format *f, uint64_t size,
+                           uint64_t zero_until, enum preallocation mode,
+                           struct error *e)
+{
   struct qcow2 *q = to_qcow2 (f);
-  uint64_t from = round_up (f->info.size, q->cluster_size);
-  uint64_t to = round_up (size, q->cluster_size);
-  uint8_t field[8];
 
   if (check_size (q, size, e) == -1)
     return -1;
   if (size == f->info.size)
     return 0;
-  if (grow_l1 (q, size, e) == -1
-      || (!q->data_file_raw
-          && clear (q, from, to, UNMAP_TRANSPARENT, e) == -1)
-      || clear (q, from, min_u64 (to, round_up (zero_until,
-                                                q->cluster_size)),
-                UNMAP_ZERO, e) == -1
-      || qcow2_flush (f, e) == -1)
-    return -1;
-  if (f->data_file && storage_size (f->data_file) < size
-      && storage_truncate (f->data_file, size, e) == -1)
-    return -1;
-  put_be64 (field, size);
-  if (qcow2_write_header (q, H_SIZE, field, sizeof field, e) == -1
-      || storage_flush (f->storage, e) == -1)
-    return -1;
-  f->info.size = size;
-  return 0;
+  if (size < f->info.size)
+    return qcow2_shrink (q, size, e);
+  return grow (q, size, zero_until, mode, e);
 }

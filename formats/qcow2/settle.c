@@ -44,6 +44,27 @@ qcow2_switch_header (struct qcow2 *q, uint64_t offset, const void *buf,
   return qcow2_put_header (q, offset, buf, len, STORAGE_FUA, e);
 }
 
+int
+qcow2_switch_disk (struct qcow2 *q, uint64_t size, uint64_t l1,
+                   uint32_t l1_size, struct error *e)
+{
+  uint8_t field[24];
+
+  put_be64 (field, size);
+  put_be32 (field + 8, q->crypt_method);
+  put_be32 (field + 12, l1_size);
+  put_be64 (field + 16, l1);
+  if (qcow2_switch_header (q, H_SIZE, field, sizeof field, e) == -1)
+    return error_prefix (e, "it is not known whether the disk was changed;"
+                         " check the image");
+  mutex_lock (&q->mutex);
+  q->l1_table_offset = l1;
+  q->l1_size = l1_size;
+  q->format.info.size = size;
+  mutex_unlock (&q->mutex);
+  return 0;
+}
+
 static int
 write_incompatible (struct qcow2 *q, uint64_t features, struct error *e)
 {

@@ -75,34 +75,6 @@ raise_refs (struct l1_refs *r, void *opaque, struct error *e)
   return refs_change (r, &c, e);
 }
 
-/* Would dropping R's references take nothing from the tables of OPAQUE? */
-static int
-look_at_drop (struct l1_refs *r, void *opaque, struct error *e)
-{
-  struct refs_change c = { .delta = -1, .keep = true };
-
-  if (refs_check_metadata (r, e) == -1 || refs_change (r, &c, e) == -1)
-    return -1;
-  return refs_verify (r, opaque, e);
-}
-
-/* Drop R's references; OPAQUE = the active tables, whose flags are set where R
- * leaves them alone, or NULL.
- */
-static int
-drop_refs (struct l1_refs *r, void *opaque, struct error *e)
-{
-  struct refs_change c = {
-    .delta = -1, .write = true, .keep = opaque, .punch = r->q->discard,
-    .first_free = UINT64_MAX,
-  };
-
-  if (refs_change (r, &c, e) == -1)
-    return -1;
-  qcow2_note_free (r->q, c.first_free);
-  return opaque ? refs_set_flags (r, opaque, e) : 0;
-}
-
 static uint64_t
 l1_clusters (const struct qcow2 *q, uint32_t l1_size)
 {
@@ -391,7 +363,7 @@ static int
 drop_snapshot (struct qcow2 *q, struct l1_refs *snapshot,
                struct l1_refs *active, struct error *e)
 {
-  if (refs_each_window (snapshot, drop_refs, active, e) == 0
+  if (refs_each_window (snapshot, refs_drop, active, e) == 0
       && storage_flush (q->format.storage, e) == 0
       && qcow2_clear_dirty (q, e) == 0)
     return 0;
@@ -405,7 +377,7 @@ delete (struct qcow2 *q, const struct snapshot_entry *s,
         struct l1_refs *snapshot, struct l1_refs *active,
         struct new_table *t, struct error *e)
 {
-  if (refs_each_window (snapshot, look_at_drop, active, e) == -1)
+  if (refs_each_window (snapshot, refs_look_at_drop, active, e) == -1)
     return -1;
   if (cut_entry (q, s, t, e) == -1 || qcow2_settle (q, e) == -1) {
     qcow2_give_back (q, t->host, t->clusters);
@@ -461,30 +433,6 @@ qcow2_snapshot_delete (struct format *f, const char *snapshot,
 
 /* ---- apply ---- */
 
-/* size, crypt_method, l1_size and l1_table_offset lie side by side in the first
- * sector.
- */
-static int
-switch_l1 (struct qcow2 *q, uint64_t size, uint64_t l1, uint32_t l1_size,
-           struct error *e)
-{
-  uint8_t field[24];
-
-  put_be64 (field, size);
-  put_be32 (field + 8, q->crypt_method);
-  put_be32 (field + 12, l1_size);
-  put_be64 (field + 16, l1);
-  if (qcow2_switch_header (q, H_SIZE, field, sizeof field, e) == -1)
-    return error_prefix (e, "it is not known whether the snapshot was applied;"
-                         " check the image");
-  mutex_lock (&q->mutex);
-  q->l1_table_offset = l1;
-  q->l1_size = l1_size;
-  q->format.info.size = size;
-  mutex_unlock (&q->mutex);
-  return 0;
-}
-
 static int
 reference_target (struct qcow2 *q, struct l1_refs *target, struct error *e)
 {
@@ -499,7 +447,7 @@ reference_target (struct qcow2 *q, struct l1_refs *target, struct error *e)
 static int
 drop_old (struct qcow2 *q, struct l1_refs *old, struct error *e)
 {
-  if (refs_each_window (old, drop_refs, NULL, e) == 0
+  if (refs_each_window (old, refs_drop, NULL, e) == 0
       && storage_flush (q->format.storage, e) == 0)
     return 0;
   qcow2_undo (q);
@@ -515,7 +463,7 @@ apply (struct qcow2 *q, const struct snapshot_entry *s,
   uint64_t l1;
 
   if (refs_each_window (target, look_at_raise, NULL, e) == -1
-      || refs_each_window (old, look_at_drop, target, e) == -1
+      || refs_each_window (old, refs_look_at_drop, target, e) == -1
       || copy_l1 (q, target, l1_size, &l1, e) == -1)
     return -1;
   if (qcow2_settle (q, e) == -1) {
@@ -523,7 +471,7 @@ apply (struct qcow2 *q, const struct snapshot_entry *s,
     return -1;
   }
   if (reference_target (q, target, e) == -1
-      || switch_l1 (q, s->disk_size, l1, l1_size, e) == -1
+      || qcow2_switch_disk (q, s->disk_size, l1, l1_size, e) == -1
       || drop_old (q, old, e) == -1)
     return -1;
   qcow2_give_back (q, old->l1_table_offset, l1_clusters (q, old->l1_size));

@@ -7,8 +7,8 @@
  * Layout: one cluster with the header and the name of the backing file, the L1
  * table, and nothing else.  Order on disk: the file becomes empty and then as
  * long as it has to be, barrier; the name, as far as it crosses into the second
- * sector, barrier; the first sector, barrier.  A crash before the last step leaves a
- * file that is no image.
+ * sector, barrier; the first sector, barrier.  A crash before the last step
+ * leaves a file that is no image.
  */
 
 #include <config.h>

@@ -121,7 +121,9 @@ spare_before_locked (struct qed *q, uint64_t end) REQUIRES (q->cache.mutex)
   return NULL;
 }
 
-/* What is spare at the end is no longer allocated; it was written to, perhaps. */
+/* What is spare at the end is no longer allocated; it may have been written
+ * to.
+ */
 static void
 step_back_locked (struct qed *q, uint64_t host) REQUIRES (q->cache.mutex)
 {

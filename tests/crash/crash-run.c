@@ -275,8 +275,8 @@ main (int argc, char **argv)
     default: return 2;
     }
   if (optind != argc - 1 || r.nr_threads < 1 || r.nr_threads > 16)
-    die ("usage", "crash-run [-f FORMAT] [-p] [-c] [-D] [-e NUMBER] -s SEED -n OPS"
-         " -t THREADS DIR");
+    die ("usage", "crash-run [-f FORMAT] [-p] [-c] [-D] [-e NUMBER] -s SEED"
+         " -n OPS -t THREADS DIR");
   if (r.is_sequence)
     r.nr_ops = SEQUENCE;
   r.dir = argv[optind];

@@ -73,8 +73,8 @@ make_image () {
     touch "$dir/data"
   fi
   ( cd "$dir" &&
-    qemu-img create -q -f $format -o "$o" image $size &&
-    qemu-io -f $format -c "write -q -P 251 128k 256k" image &&
+    qemu-img create -q -f "$format" -o "$o" image $size &&
+    qemu-io -f "$format" -c "write -q -P 251 128k 256k" image &&
     if has snapshot; then
       qemu-img snapshot -c s1 image &&
       qemu-img convert -O raw -l snapshot.name=s1 image snapshot &&
@@ -88,7 +88,7 @@ declare -a args
 one () {                # one WHO SEED [SEQUENCE]: a line of figures
   local all=() loud=()
   if [ "$1" = ours ]; then loud=(-v); fi
-  args=(-f $format -s "$2" -n "$ops" -t 1)
+  args=(-f "$format" -s "$2" -n "$ops" -t 1)
   if [ -n "${3:-}" ]; then args+=(-e "$3") all=(-a 10 -r 64); fi
   # qemu-io's compressed writes fail over blklogwrites.
   if has packed && [ "$1" = ours ]; then args+=(-c); fi
@@ -99,9 +99,9 @@ one () {                # one WHO SEED [SEQUENCE]: a line of figures
     "$build/tests/crash/crash-run" "${args[@]}" "$dir" || return 2
   else
     "$build/tests/crash/crash-run" -p "${args[@]}" "$dir" \
-      | /usr/bin/python3 "$here/qemu-run.py" "$dir" $format || return 2
+      | /usr/bin/python3 "$here/qemu-run.py" "$dir" "$format" || return 2
   fi
-  "$build/tests/crash/crash-eval" -f $format -m "$max" -s "$2" "${all[@]}" \
+  "$build/tests/crash/crash-eval" -f "$format" -m "$max" -s "$2" "${all[@]}" \
     "${loud[@]}" "$dir"
 }
 

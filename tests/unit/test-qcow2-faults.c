@@ -39,6 +39,8 @@ static const struct {
   { { "compat=1.1,cluster_size=4096,data_file=d", false, true }, 0 },
   { { "compat=1.1,cluster_size=4096,data_file=d,data_file_raw=on", false,
       true }, 0 },
+  { { "qed:cluster_size=4096,table_size=1", true, false }, 0 },
+  { { "qed:cluster_size=4096,table_size=2", false, false }, 0 },
 };
 enum { NR_KINDS = sizeof kinds / sizeof kinds[0] };
 
@@ -107,6 +109,7 @@ realloc (void *p, size_t size)
 struct write {
   uint64_t offset, length;
   uint8_t *data;                /* owned; NULL = zeroes */
+  bool truncate;                /* to LENGTH, instead */
 };
 
 struct disk {
@@ -156,7 +159,9 @@ apply (struct storage *st, const struct write *w)
 {
   struct error e = ERROR_INIT;
 
-  if (w->data)
+  if (w->truncate)
+    must (storage_truncate (st, w->length, &e), &e);
+  else if (w->data)
     must (storage_pwrite (st, w->data, w->length, w->offset, 0, &e), &e);
   else
     must (storage_zero (st, w->offset, w->length, 0, &e), &e);
@@ -175,6 +180,17 @@ settle (struct disk *d, unsigned odds)
 }
 
 static void
+add (struct disk *d, const struct write *w)
+{
+  d->pending = realloc (d->pending,
+                        (d->nr_pending + 1) * sizeof d->pending[0]);
+  if (!d->pending)
+    abort ();
+  d->pending[d->nr_pending++] = *w;
+  apply (d->wrapper.inner, w);
+}
+
+static void
 change (struct disk *d, const void *data, uint64_t length, uint64_t offset)
 {
   struct write w = { .offset = offset, .length = length };
@@ -186,12 +202,7 @@ change (struct disk *d, const void *data, uint64_t length, uint64_t offset)
       w.data = unit_alloc (length);
       memcpy (w.data, data, length);
     }
-    d->pending = realloc (d->pending,
-                          (d->nr_pending + 1) * sizeof d->pending[0]);
-    if (!d->pending)
-      abort ();
-    d->pending[d->nr_pending++] = w;
-    apply (d->wrapper.inner, &w);
+    add (d, &w);
   }
   counting = was_counting;
   wrapper_note_growth (&d->wrapper.base);
@@ -272,18 +283,18 @@ disk_flush (struct storage *st, struct error *e)
   return fails ? fail (e) : 0;
 }
 
-/* Only create does it. */
 static int
 disk_truncate (struct storage *st, uint64_t size, struct error *e)
 {
-  struct disk *d = (struct disk *) st;
+  const struct write w = { .length = size, .truncate = true };
+  bool fails = request_fails (true), was_counting = counting;
 
-  settle (d, 4);
-  if (storage_truncate (d->durable, size, e) == -1
-      || storage_truncate (d->wrapper.inner, size, e) == -1)
-    return -1;
+  counting = false;
+  if (!fails || failure == FAIL_DONE)
+    add ((struct disk *) st, &w);
+  counting = was_counting;
   wrapper_copy_size (st);
-  return 0;
+  return fails ? fail (e) : 0;
 }
 
 static void
@@ -508,8 +519,8 @@ open_counted (struct run *r, struct error *e)
   struct image *im;
 
   counting = true;
-  im = harness_open (r->f.top, &format_qcow2, r->f.base_im, r->f.data, true,
-                     1, e);
+  im = harness_open (r->f.top, harness_kind_format (r->f.kind->options),
+                     r->f.base_im, r->f.data, true, 1, e);
   counting = false;
   return im;
 }
@@ -520,8 +531,9 @@ judge (struct run *r, struct storage *st, struct storage *data,
        const uint64_t *allowed, const char *when)
 {
   struct error e = ERROR_INIT;
-  struct image *im = harness_open (st, &format_qcow2, r->f.base_im, data,
-                                   true, 0, &e);
+  struct image *im = harness_open (st,
+                                   harness_kind_format (r->f.kind->options),
+                                   r->f.base_im, data, true, 0, &e);
 
   r->when = when;
   if (!im) {
@@ -581,8 +593,8 @@ set_up (struct run *r, const struct kind *k, unsigned used)
   }
   r->f.top = new_disk ("top");
   r->f.data = k->data_file ? new_disk ("data") : NULL;
-  must (harness_create (r->f.top, r->f.size, k->options,
-                        k->backing ? "base" : NULL, r->f.data, &e), &e);
+  must (harness_create_kind (r->f.top, k->options, r->f.size,
+                             k->backing ? "base" : NULL, r->f.data, &e), &e);
   must (storage_flush (r->f.top, &e), &e);
   if (used)
     fill_up (r);

@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright the nbdimg developers. */
+
+/* Fuzz a format: a small valid image with bytes of it changed, opened, checked,
+ * repaired, mapped, read and written to.
+ *
+ * Input: one byte chooses the template, whether to write (80), whether to check
+ * (40) and whether to repair (20); then pieces:
+ *   00-7f  a patch: table (u8), offset in it (u16), length (u8), the bytes
+ *   80-ff  a request: offset in sectors (u16), length in sectors (u8)
+ *
+ * The fuzzer of a format defines format, kinds (options of create), nr_kinds (a
+ * power of 2) and then includes this.
+ *
+ * Whatever the image is, nothing crashes, hangs or wants much memory, what was
+ * written last reads back, and a second repair changes no byte.
+ */
+
+#ifndef NBDIMG_FUZZ_IMAGE_H
+#define NBDIMG_FUZZ_IMAGE_H
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/bytes.h"
+#include "tests/unit/harness.h"
+
+extern int LLVMFuzzerTestOneInput (const uint8_t *data, size_t size);
+
+enum { MAX_KINDS = 16 };
+
+enum { GUEST_SIZE = 1 << 20, NR_TABLES = 6 };
+
+/* A valid image with data, zeroes and compressed clusters, and where its
+ * tables are.
+ */
+struct template {
+  uint8_t *buf;
+  size_t size;
+  uint64_t tables[NR_TABLES];
+};
+static struct template templates[MAX_KINDS];
+
+/* Where the patches of an input begin, by the fuzzer of the format. */
+static void find_tables (struct template *t);
+
+static void
+must (bool ok)
+{
+  if (!ok)
+    abort ();
+}
+
+static void
+fill_template (struct image *im, struct error *e)
+{
+  uint64_t cs = im->format->info.cluster_size;
+  uint8_t *buf = malloc (cs);
+
+  must (buf);
+  memset (buf, 'a', cs);
+  for (uint64_t o = 0; o < 8 * cs && o < GUEST_SIZE / 2; o += 2 * cs)
+    must (image_write (im, buf, cs, o, 0, e) == 0);
+  must (image_zero (im, 0, cs, IMAGE_MAY_UNMAP, e) == 0);
+  if (im->format->info.can_pack) {
+    must (image_write_packed (im, buf, cs, GUEST_SIZE / 2, e) == 0);
+    must (image_write_packed (im, buf, cs, GUEST_SIZE / 2 + cs, e) == 0);
+  }
+  free (buf);
+}
+
+static void
+make_template (unsigned i)
+{
+  struct template *t = &templates[i];
+  struct error e = ERROR_INIT;
+  struct storage *st = storage_memory_new ("template", 0, &e);
+  struct image *im;
+
+  must (st && harness_create_format (st, format, GUEST_SIZE, kinds[i], NULL,
+                                    NULL, &e) == 0);
+  im = harness_open (st, format, NULL, NULL, true, 0, &e);
+  must (im);
+  fill_template (im, &e);
+  must (harness_close (im, &e) == 0);
+  t->size = (size_t) storage_size (st);
+  t->buf = malloc (t->size);
+  must (t->buf && storage_pread (st, t->buf, t->size, 0, &e) == 0);
+  storage_close (st);
+  find_tables (t);
+}
+
+/* ---- one input ---- */
+
+struct input {
+  const uint8_t *p, *end;
+};
+
+static unsigned
+take (struct input *in)
+{
+  return in->p < in->end ? *in->p++ : 0;
+}
+
+static void
+patch (struct input *in, const struct template *t, struct storage *st)
+{
+  struct error e = ERROR_INIT;
+  uint64_t at = t->tables[take (in) % NR_TABLES];
+  unsigned offset = take (in) << 8, len;
+
+  at += offset | take (in);
+  len = take (in) % 16 + 1;
+  if (len > (size_t) (in->end - in->p))
+    len = (unsigned) (in->end - in->p);
+  if (len)
+    must (storage_pwrite (st, in->p, len, at, 0, &e) == 0);
+  in->p += len;
+}
+
+static void
+read_all (struct image *im)
+{
+  uint64_t size = image_size (im), step = size / 16 + 1;
+  struct image_extent x;
+  struct error e = ERROR_INIT;
+  uint8_t buf[8192];
+  unsigned n = 0;
+
+  for (uint64_t o = 0; o < size && n++ < 2000; o += x.length)
+    if (image_extents (im, o, size - o, 0, &x, &e) == -1) {
+      error_clear (&e);
+      x.length = min_u64 (size - o, im->format->info.cluster_size);
+    }
+  for (uint64_t o = 0; o < size; o += step) {
+    image_read (im, buf, (size_t) min_u64 (sizeof buf, size - o), o, &e);
+    error_clear (&e);
+  }
+}
+
+static void
+check_image (struct image *im)
+{
+  struct format_check_options o = { .memory = 16 * MiB };
+  struct format_check_result r;
+  struct error e = ERROR_INIT;
+
+  memset (&r, 0, sizeof r);
+  im->format->ops->check (im->format, &o, &r, &e);
+}
+
+/* What a write acknowledged reads back. */
+static void
+write_back (struct image *im, uint64_t offset, size_t len, uint8_t byte)
+{
+  struct error e = ERROR_INIT;
+  uint8_t out[256 * 512], back[256 * 512];
+
+  memset (out, byte, len);
+  if (image_write (im, out, len, offset, 0, &e) == -1)
+    return;
+  if (image_read (im, back, len, offset, &e) == 0)
+    must (memcmp (out, back, len) == 0);
+}
+
+static void
+request (struct input *in, unsigned what, struct image *im)
+{
+  uint64_t size = image_size (im), offset = (uint64_t) take (in) << 8, len;
+  struct error e = ERROR_INIT;
+
+  offset = (offset | take (in)) * 512;
+  len = (uint64_t) take (in) * 512;
+  if (offset >= size)
+    return;
+  len = min_u64 (len, size - offset);
+  switch (what % 5) {
+  case 0: image_trim (im, offset, len, 0, &e); break;
+  case 1: image_zero (im, offset, len, what & 8 ? IMAGE_MAY_UNMAP : 0, &e);
+          break;
+  case 2: image_flush (im, &e); break;
+  default: write_back (im, offset, (size_t) len, (uint8_t) what); break;
+  }
+}
+
+static void
+open_and_use (struct input *in, struct storage *st, bool writable,
+              bool check)
+{
+  struct error e = ERROR_INIT;
+  struct image *im = harness_open (st, format, NULL, NULL, writable, 1, &e);
+  unsigned n = 0, what;
+
+  if (!im)
+    return;
+  if (check)
+    check_image (im);
+  read_all (im);
+  while (writable && in->p < in->end && n++ < 64) {
+    what = take (in);
+    if (what >= 0x80)
+      request (in, what, im);
+  }
+  harness_close (im, &e);
+}
+
+/* ---- repair ---- */
+
+static uint8_t *
+content (struct storage *st, size_t *size)
+{
+  struct error e = ERROR_INIT;
+  uint8_t *buf;
+
+  *size = (size_t) storage_size (st);
+  buf = malloc (*size + 1);
+  must (buf && storage_pread (st, buf, *size, 0, &e) == 0);
+  return buf;
+}
+
+/* As check -r all does it.  -1 = it was refused. */
+static int
+repair (struct storage *st, struct format_check_result *r)
+{
+  const struct format_check_options o = {
+    .memory = 16 * MiB, .repair = REPAIR_ALL,
+  };
+  const struct format_open_options open = { .writable = true, .check = true };
+  struct format_needs needs = { .backing = NULL };
+  struct error e = ERROR_INIT;
+  struct format *f = format->open (st, &open, &needs, &e);
+  int result = -1;
+
+  format_needs_free (&needs);
+  memset (r, 0, sizeof *r);
+  if (!f)
+    return -1;
+  if (format->activate (f, NULL, false, &e) == 0)
+    result = format->check (f, &o, r, &e);
+  format->close (f, &e);
+  return result;
+}
+
+static void
+repair_twice (struct storage *st)
+{
+  struct format_check_result first, second;
+  uint8_t *before, *after;
+  size_t size, new_size;
+
+  if (storage_size (st) > 64 * MiB || repair (st, &first) == -1)
+    return;
+  before = content (st, &size);
+  must (repair (st, &second) == 0);
+  must (second.corruptions_fixed == 0 && second.leaks_fixed == 0);
+  after = content (st, &new_size);
+  must (new_size == size && memcmp (before, after, size) == 0);
+  free (before);
+  free (after);
+}
+
+int
+LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
+{
+  struct input in = { data, data + size };
+  struct error e = ERROR_INIT;
+  unsigned kind = take (&in);
+  struct template *t = &templates[kind % nr_kinds];
+  struct storage *st;
+
+  if (!t->buf)
+    make_template (kind % nr_kinds);
+  st = storage_memory_new ("fuzz", 0, &e);
+  must (st && storage_pwrite (st, t->buf, t->size, 0, 0, &e) == 0);
+  while (in.p < in.end && *in.p < 0x80) {
+    in.p++;
+    patch (&in, t, st);
+  }
+  if (kind & 0x20)
+    repair_twice (st);
+  open_and_use (&in, st, kind & 0x80, kind & 0x40);
+  storage_close (st);
+  return 0;
+}
+
+#endif /* NBDIMG_FUZZ_IMAGE_H */
