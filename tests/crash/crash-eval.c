@@ -158,14 +158,26 @@ try_swapped (struct eval *v, uint64_t time, size_t *list, size_t nr,
 }
 
 static bool
-may_swap (const struct eval *v, size_t i, size_t j, uint64_t time)
+events_overlap (const struct event *a, const struct event *b)
 {
-  const struct event *a = &v->events[i], *b = &v->events[j];
-
-  return !must_be_there (a, time) && !must_be_there (b, time)
-    && a->object == b->object && a->op != RECORD_TRUNCATE
+  return a->object == b->object && a->op != RECORD_TRUNCATE
     && b->op != RECORD_TRUNCATE
     && ranges_overlap (a->offset, a->length, b->offset, b->length);
+}
+
+/* May I be moved behind J?  Not past a durable write that replaced it. */
+static bool
+may_swap (const struct eval *v, const size_t *list, size_t i, size_t j,
+          uint64_t time)
+{
+  const struct event *first = &v->events[list[i]], *next;
+
+  for (size_t k = i; k <= j; ++k) {
+    next = &v->events[list[k]];
+    if (must_be_there (next, time) && events_overlap (first, next))
+      return false;
+  }
+  return events_overlap (first, &v->events[list[j]]);
 }
 
 static void
@@ -176,7 +188,7 @@ try_pairs (struct eval *v, uint64_t time, size_t *list, size_t nr,
 
   for (size_t j = nr; j-- > 1;)
     for (size_t i = j; i-- > 0;)
-      if (may_swap (v, list[i], list[j], time)) {
+      if (may_swap (v, list, i, j, time)) {
         if (++nr_pairs > PAIRS)
           return;
         try_swapped (v, time, list, nr, chosen, i, j);
