@@ -2,233 +2,19 @@
  * Copyright the nbdimg developers. */
 
 /* Another backing file name and format in the header.  Layer: formats.
- * Locking: structural, nobody else is inside.  Specification: "Header",
- * "Header extensions".
+ * Locking: structural, nobody else is inside.  Specification: "Header".
  *
- * The fields that point to the name are in the first sector, which is written
- * at once.  What lies behind it is changed only where the header on disk does
- * not use it yet: the new name goes behind the extensions and beside the old
- * name.  Extensions that cross into the second sector and would move are the
- * other half of the trouble.  Where it is the feature name table that does, a
- * help that no reader needs, the header goes without it for a moment.
- *
- * Order on disk: the name => the first sector, perhaps without the feature name
- * table => the rest of that table => the first sector with it.  A crash at any
- * point leaves the old name with the old format, or the new ones.
+ * A crash at any point leaves the old name with the old format, or the new ones
+ * (header_rewrite.c).
  */
 
 #include <config.h>
 
 #include <errno.h>
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/cleanup.h"
-#include "formats/header_switch.h"
-#include "formats/qcow2/qcow2.h"
-
-enum { EXTENSION_HEADER = 8 };
-
-struct rewrite {
-  const struct qcow2 *q;
-  const char *name, *format;    /* or NULL */
-  size_t len;                   /* of a cluster */
-  const uint8_t *old;           /* the first cluster as it is on disk */
-  size_t old_end;               /* of its extensions */
-  size_t old_name, old_name_len;
-  size_t name_at;               /* of the new name */
-};
-
-/* ---- the header that is there ---- */
-
-/* The type of the extension at AT and its length with padding; 0 = there is no
- * more.  Open has checked that they lie in the cluster.
- */
-static size_t
-extension_at (const struct rewrite *w, size_t at, uint32_t *type)
-{
-  size_t limit = w->old_name ? w->old_name : w->len;
-
-  if (at + EXTENSION_HEADER > limit)
-    return 0;
-  *type = get_be32 (w->old + at);
-  if (*type == EXT_END)
-    return 0;
-  return EXTENSION_HEADER + round_up (get_be32 (w->old + at + 4), 8);
-}
-
-static int
-read_old (struct rewrite *w, uint8_t *buf, struct error *e)
-{
-  struct storage *st = w->q->format.storage;
-  uint32_t type;
-  size_t n, at;
-
-  if (storage_pread (st, buf, w->len, 0, e) == -1)
-    return -1;
-  w->old = buf;
-  w->old_name = (size_t) min_u64 (get_be64 (buf + H_BACKING_FILE_OFFSET),
-                                  w->len);
-  w->old_name_len = get_be32 (buf + H_BACKING_FILE_SIZE);
-  for (at = w->q->header_length; (n = extension_at (w, at, &type)); at += n)
-    if (n > w->len - at)
-      return error_set (e, EINVAL, "Header extension too large: type 0x%x at"
-                        " offset %zu", type, at);
-  w->old_end = (size_t) min_u64 (at + EXTENSION_HEADER, w->len);
-  return 0;
-}
-
-/* ---- the header that is to be ---- */
-
-/* Where the extensions that are being put together end, or SIZE_MAX when they
- * outgrew the cluster.
- */
-static size_t
-put_extension (const struct rewrite *w, uint8_t *new, size_t at, uint32_t type,
-               const void *data, size_t len)
-{
-  size_t padded = round_up (len, 8);
-
-  if (at > w->len || EXTENSION_HEADER + padded > w->len - at)
-    return SIZE_MAX;
-  put_be32 (new + at, type);
-  put_be32 (new + at + 4, (uint32_t) len);
-  memset (new + at + EXTENSION_HEADER, 0, padded);
-  if (len)
-    memcpy (new + at + EXTENSION_HEADER, data, len);
-  return at + EXTENSION_HEADER + padded;
-}
-
-/* The extensions in their order, with the new format where the old one was or,
- * if there was none, in front.  Returns their end, SIZE_MAX = no room.
- */
-static size_t
-put_extensions (const struct rewrite *w, uint8_t *new, bool feature_names)
-{
-  size_t at = w->q->header_length, end = at, n;
-  size_t format_len = w->format ? strlen (w->format) : 0;
-  bool placed = !w->format;
-  uint32_t type;
-
-  if (!placed && !w->q->backing_format) {
-    end = put_extension (w, new, end, EXT_BACKING_FORMAT, w->format,
-                         format_len);
-    placed = true;
-  }
-  for (; (n = extension_at (w, at, &type)); at += n) {
-    if (type == EXT_BACKING_FORMAT) {
-      if (!placed)
-        end = put_extension (w, new, end, type, w->format, format_len);
-      placed = true;
-    }
-    else if (type != EXT_FEATURE_NAMES || feature_names)
-      end = put_extension (w, new, end, type, w->old + at + EXTENSION_HEADER,
-                           get_be32 (w->old + at + 4));
-  }
-  return put_extension (w, new, end, EXT_END, NULL, 0);
-}
-
-/* May bytes [at, at+n) of the cluster be overwritten while the old header
- * holds?  Those of the first sector change together with it.
- */
-static bool
-is_free (const struct rewrite *w, size_t at, size_t n)
-{
-  size_t from = (size_t) max_u64 (at, SECTOR_SIZE);
-  size_t end = at + n;
-
-  if (end > w->len)
-    return false;
-  if (from >= end)
-    return true;
-  return from >= w->old_end
-    && !ranges_overlap (from, end - from, w->old_name, w->old_name_len);
-}
-
-/* Behind the new extensions, which end at END. */
-static bool
-place_name (struct rewrite *w, size_t end)
-{
-  size_t n = w->name ? strlen (w->name) : 0;
-  size_t behind = (size_t) max_u64 (w->old_end, end);
-  const size_t places[] = {
-    end, behind,
-    (size_t) max_u64 (behind, w->old_name + w->old_name_len),
-  };
-
-  w->name_at = 0;
-  if (!w->name)
-    return true;
-  for (size_t i = 0; i < sizeof places / sizeof places[0]; ++i)
-    if (is_free (w, places[i], n)) {
-      w->name_at = places[i];
-      return true;
-    }
-  return false;
-}
-
-/* Put the new header into NEW; *END = where its extensions end.  False: there
- * is no room.
- */
-static bool
-put_header (struct rewrite *w, uint8_t *new, bool feature_names, size_t *end)
-{
-  size_t n = w->name ? strlen (w->name) : 0;
-
-  memcpy (new, w->old, w->len);
-  *end = put_extensions (w, new, feature_names);
-  if (*end == SIZE_MAX
-      || ((w->name_at == 0 || w->name_at < *end) && !place_name (w, *end)))
-    return false;
-  put_be64 (new + H_BACKING_FILE_OFFSET, w->name_at);
-  put_be32 (new + H_BACKING_FILE_SIZE, (uint32_t) n);
-  if (n)
-    memcpy (new + w->name_at, w->name, n);
-  return true;
-}
-
-/* Are the extensions of NEW, which end at END, those of the old header behind
- * the first sector?
- */
-static bool
-same_behind (const struct rewrite *w, const uint8_t *new, size_t end)
-{
-  return end <= SECTOR_SIZE
-    || (end <= w->old_end && memcmp (new + SECTOR_SIZE, w->old + SECTOR_SIZE,
-                                     end - SECTOR_SIZE) == 0);
-}
-
-static int
-no_room (const struct rewrite *w, struct error *e)
-{
-  return error_set (e, ENOSPC, "%s: the first cluster (%zu bytes) has no room"
-                    " for the name and the format of the backing file beside"
-                    " the ones that are there; convert the image to one with"
-                    " larger clusters", w->q->format.storage->name, w->len);
-}
-
-/* NEW and SCRATCH have a cluster each. */
-static int
-rewrite_header (struct rewrite *w, uint8_t *new, uint8_t *scratch,
-                struct error *e)
-{
-  struct storage *st = w->q->format.storage;
-  bool with_names;
-  size_t end;
-
-  with_names = put_header (w, new, true, &end);
-  if (with_names && same_behind (w, new, end))
-    return header_switch (st, w->old, new, w->len, e);
-  /* The name stays where it was put for the longer header. */
-  if (!put_header (w, scratch, false, &end) || !same_behind (w, scratch, end))
-    return no_room (w, e);
-  if (header_switch (st, w->old, scratch, w->len, e) == -1)
-    return -1;
-  return with_names ? header_switch (st, scratch, new, w->len, e) : 0;
-}
-
-/* ---- */
+#include "formats/qcow2/header_rewrite.h"
 
 static int
 check_arguments (const struct qcow2 *q, const char *name, struct error *e)
@@ -252,23 +38,18 @@ qcow2_set_backing (struct format *f, const char *name, const char *format,
                    struct error *e)
 {
   struct qcow2 *q = to_qcow2 (f);
-  struct rewrite w = {
-    .q = q, .name = name, .format = name ? format : NULL,
-    .len = (size_t) q->cluster_size,
+  const struct header_change change = {
+    .set_backing = true, .name = name, .format = name ? format : NULL,
   };
-  CLEANUP_FREE uint8_t *bufs = NULL;
   char *copy = NULL;
 
   if (check_arguments (q, name, e) == -1)
     return -1;
-  bufs = malloc (3 * w.len);
-  if (!bufs)
-    return error_nomem (e, "the header", 3 * w.len);
-  if (w.format && !(copy = strdup (w.format)))
-    return error_nomem (e, "backing format", strlen (w.format));
+  if (change.format && !(copy = strdup (change.format)))
+    return error_nomem (e, "backing format", strlen (change.format));
   /* What was copied because the backing file is another one goes first. */
-  if (qcow2_flush (f, e) == -1 || read_old (&w, bufs, e) == -1
-      || rewrite_header (&w, bufs + w.len, bufs + 2 * w.len, e) == -1) {
+  if (qcow2_flush (f, e) == -1
+      || qcow2_rewrite_header (q, &change, e) == -1) {
     free (copy);
     return -1;
   }
