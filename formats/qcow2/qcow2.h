@@ -54,6 +54,7 @@
 #include "common/error.h"
 #include "common/lock.h"
 #include "formats/format.h"
+#include "formats/host_set.h"
 #include "formats/slices.h"
 
 /* ---- on disk ---- */
@@ -156,8 +157,7 @@ struct freed_list {
  * refcount table at these places name them.
  */
 struct known_tables {
-  uint64_t *slots;              /* owned; host offsets, 0 = free */
-  size_t nr_slots, nr_used;     /* nr_slots: 0 or a power of two */
+  struct host_set set;
   uint64_t l1_table_offset, refcount_table_offset;
 };
 

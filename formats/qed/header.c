@@ -238,6 +238,7 @@ void
 qed_free (struct qed *q)
 {
   slices_free (&q->cache);
+  host_set_clear (&q->tables);
   mutex_destroy (&q->own_mutex);
   free (q);
 }
@@ -318,7 +319,7 @@ qed_begin_write (struct format *f, struct error *e)
       return -1;
     f->dirty_flag = false;
   }
-  if (clear_autoclear (q, e) == -1)
+  if (qed_learn_tables (q, e) == -1 || clear_autoclear (q, e) == -1)
     return -1;
   mutex_lock (q->cache.mutex);
   init_space (q);

@@ -112,19 +112,6 @@ count_alike (const struct qed *q, const struct qed_entries *r)
   return n;
 }
 
-/* Data on a table could be read, but a write would destroy the table. */
-static int
-check_overlap_locked (struct qed *q, uint64_t guest, const struct mapping *m,
-                      struct error *e) REQUIRES (q->cache.mutex)
-{
-  if (!q->writing || m->kind != MAP_DATA
-      || !slices_cached_locked (&q->cache, m->host, m->length))
-    return 1;
-  return error_set (e, EIO, "%s: corrupt image: guest offset %" PRIu64 " is"
-                    " mapped to 0x%" PRIx64 ", but a table is there: check"
-                    " the image", q->format.storage->name, guest, m->host);
-}
-
 static int
 map_locked (struct qed *q, struct slice_op *op, uint64_t guest,
             uint64_t length, struct mapping *m, struct error *e)
@@ -152,7 +139,13 @@ map_locked (struct qed *q, struct slice_op *op, uint64_t guest,
   m->host = m->kind == MAP_DATA ? v + in_cluster : 0;
   m->length = min_u64 (length, (count_alike (q, &entries)
                                 << q->g.cluster_bits) - in_cluster);
-  return check_overlap_locked (q, guest, m, e);
+  /* Data that lie on a table may be read, but never written in place: reserve
+   * says what is wrong.
+   */
+  if (q->writing && m->kind == MAP_DATA
+      && qed_on_table_locked (q, m->host, m->length))
+    m->kind = MAP_DATA_COW;
+  return 1;
 }
 
 int

@@ -74,6 +74,8 @@ own_l2_locked (struct qed *q, struct slice_op *op, uint64_t guest,
     r = set_l1_entry_locked (q, op, guest, host, e);
   if (r == -1)
     qed_spare_locked (q, host, q->g.table_bytes);
+  else
+    host_set_add (&q->tables, host);
   q->linking = false;
   pthread_cond_broadcast (&q->cache.changed);
   return r;
@@ -98,9 +100,10 @@ own_entries_locked (struct qed *q, struct slice_op *op, uint64_t guest,
 /* ---- reserve ---- */
 
 /* The cluster has a place already, and those behind it perhaps too. */
-static void
-place_reused (const struct qed *q, const struct qed_entries *entries,
-              uint64_t guest, uint64_t length, struct placement *p)
+static int
+place_reused_locked (struct qed *q, const struct qed_entries *entries,
+                     uint64_t guest, uint64_t length, struct placement *p,
+                     struct error *e) REQUIRES (q->cache.mutex)
 {
   uint64_t host = get_le64 (entries->p), n;
   uint64_t in_cluster = guest & (q->g.cluster_size - 1);
@@ -108,11 +111,17 @@ place_reused (const struct qed *q, const struct qed_entries *entries,
   for (n = 1; n < entries->nr; ++n)
     if (get_le64 (entries->p + 8 * n) != host + n * q->g.cluster_size)
       break;
+  if (qed_on_table_locked (q, host, n << q->g.cluster_bits))
+    return error_set (e, EIO, "%s: corrupt image: guest offset %" PRIu64
+                      " is mapped to 0x%" PRIx64 ", but a table is there:"
+                      " check the image", q->format.storage->name, guest,
+                      host);
   *p = (struct placement) {
     .guest = guest, .host = host + in_cluster, .storage = MAP_IN_IMAGE,
     .length = min_u64 (length, (n << q->g.cluster_bits) - in_cluster),
     .reused = true,
   };
+  return 1;
 }
 
 static bool
@@ -158,8 +167,7 @@ reserve_locked (struct qed *q, struct slice_op *op, uint64_t guest,
     return -1;
   if (!is_placed (get_le64 (entries.p)))
     return place_new_locked (q, &entries, guest, p, e);
-  place_reused (q, &entries, guest, length, p);
-  return 1;
+  return place_reused_locked (q, &entries, guest, length, p, e);
 }
 
 int

@@ -10,6 +10,7 @@
  *   map.c       guest -> host
  *   place.c     reserve, link, abandon, unmap
  *   space.c     clusters at the end of the file, the NEED_CHECK bit
+ *   known.c     where the L2 tables lie
  *   epoch.c     write-back in order, flush, close
  *   resize.c    growing the virtual disk
  *   backing.c   another backing file
@@ -48,6 +49,7 @@
 #include "common/error.h"
 #include "common/lock.h"
 #include "formats/format.h"
+#include "formats/host_set.h"
 #include "formats/slices.h"
 
 /* ---- on disk (little endian) ---- */
@@ -140,6 +142,7 @@ struct qed {
   uint64_t file_end;            /* bytes; the file reaches to here */
   uint64_t fresh_from;          /* bytes; what lies behind reads as zeroes when
                                    it is given out first */
+  struct host_set tables;       /* of begin_write and later (known.c) */
   struct spare spares[MAX_SPARES];
   unsigned nr_spares;
 };
@@ -249,6 +252,16 @@ extern void qed_spare_locked (struct qed *q, uint64_t host, uint64_t length)
 
 /* Cut off what nothing refers to at the end of the file.  At close. */
 extern int qed_cut (struct qed *q, struct error *e);
+
+/* ---- known.c ---- */
+
+/* Read where the L2 tables are.  Before the first write. */
+extern int qed_learn_tables (struct qed *q, struct error *e);
+
+/* Has an L2 table a byte of these whole clusters? */
+extern bool qed_on_table_locked (struct qed *q, uint64_t host,
+                                 uint64_t length)
+  REQUIRES (q->cache.mutex);
 
 /* ---- epoch.c ---- */
 extern int qed_run_epoch (void *owner, struct error *e);

@@ -83,7 +83,7 @@ test_array (void)
   }
   for (i = 0; i < NR; ++i)
     set_known (&q, place (i), false);
-  CHECK (q.known.nr_used == 0);
+  CHECK (q.known.set.nr_used == 0);
   tear_down (&q);
 }
 
@@ -134,8 +134,8 @@ test_full (void)
     set_known (&q, i * CLUSTER_SIZE, true);
   for (uint64_t i = 1; i <= nr; ++i)
     known += is_known (&q, i * CLUSTER_SIZE, 1);
-  CHECK (known == q.known.nr_used && known > nr / 2 && known < nr);
-  CHECK (q.known.nr_slots * sizeof *q.known.slots <= 8 * MiB);
+  CHECK (known == q.known.set.nr_used && known > nr / 2 && known < nr);
+  CHECK (q.known.set.nr_slots * sizeof *q.known.set.slots <= 8 * MiB);
   set_known (&q, CLUSTER_SIZE, false);
   CHECK (!is_known (&q, CLUSTER_SIZE, 1));
   CHECK (is_known (&q, 2 * CLUSTER_SIZE, 1));
