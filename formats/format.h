@@ -411,6 +411,7 @@ extern const struct format_ops *format_probe (const uint8_t *buf, size_t len,
                                               const char **foreign);
 enum { FORMAT_PROBE_SIZE = 2048 };
 
+extern const struct format_ops format_luks;
 extern const struct format_ops format_raw;
 extern const struct format_ops format_qcow;
 extern const struct format_ops format_qcow2;

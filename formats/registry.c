@@ -21,6 +21,7 @@
 #include "formats/format.h"
 
 const struct format_ops *const formats[] = {
+  &format_luks,
   &format_qcow,
   &format_qcow2,
   &format_qed,
@@ -33,7 +34,6 @@ const struct format_ops *const formats[] = {
 struct foreign {
   const char *name;
   const char *title;
-  bool planned;                 /* one of ours, not built yet */
   size_t offset;                /* of the magic */
   const char *magic;
   size_t length;
@@ -42,17 +42,16 @@ struct foreign {
 #define MAGIC(text) 0, text, sizeof (text) - 1
 
 static const struct foreign foreigns[] = {
-  { "luks", "LUKS", true, MAGIC ("LUKS\xba\xbe\0\1") },
-  { "vmdk", "VMDK", false, MAGIC ("KDMV") },
-  { "vmdk", "VMDK", false, MAGIC ("COWD") },
-  { "vmdk", "VMDK", false, MAGIC ("# Disk DescriptorFile") },
-  { "vpc", "VHD (vpc)", false, MAGIC ("conectix") },
-  { "vhdx", "VHDX", false, MAGIC ("vhdxfile") },
-  { "parallels", "Parallels", false, MAGIC ("WithoutFreeSpace") },
-  { "parallels", "Parallels", false, MAGIC ("WithouFreSpacExt") },
-  { "bochs", "Bochs", false, MAGIC ("Bochs Virtual HD Image") },
-  { "cloop", "cloop", false, MAGIC ("#!/bin/sh\n#V2.0 Format\n") },
-  { "dmg", "dmg", false, 0, NULL, 0 },
+  { "vmdk", "VMDK", MAGIC ("KDMV") },
+  { "vmdk", "VMDK", MAGIC ("COWD") },
+  { "vmdk", "VMDK", MAGIC ("# Disk DescriptorFile") },
+  { "vpc", "VHD (vpc)", MAGIC ("conectix") },
+  { "vhdx", "VHDX", MAGIC ("vhdxfile") },
+  { "parallels", "Parallels", MAGIC ("WithoutFreeSpace") },
+  { "parallels", "Parallels", MAGIC ("WithouFreSpacExt") },
+  { "bochs", "Bochs", MAGIC ("Bochs Virtual HD Image") },
+  { "cloop", "cloop", MAGIC ("#!/bin/sh\n#V2.0 Format\n") },
+  { "dmg", "dmg", 0, NULL, 0 },
 };
 
 enum { NR_FOREIGNS = sizeof foreigns / sizeof foreigns[0] };
@@ -98,8 +97,6 @@ format_lookup (const char *name, struct error *e)
     return format;
   if (!f)
     error_set (e, EINVAL, "Unknown driver '%s'", name);
-  else if (f->planned)
-    error_set (e, ENOTSUP, "the format '%s' is not built yet", name);
   else
     error_set (e, ENOTSUP, "the format '%s' is not supported; "
                "[ qemu-nbd -r -f %s FILE ] reads such an image", name, name);
@@ -111,11 +108,10 @@ format_foreign_error (const char *file, const char *foreign, struct error *e)
 {
   const struct foreign *f = foreign_by_name (foreign);
 
-  return error_set (e, ENOTSUP, "%s is a %s image, a format that is %s; read "
-                    "it as [ qemu-nbd -r -f %s %s ], or name the format raw "
-                    "to see its bytes", file, f ? f->title : foreign,
-                    f && f->planned ? "not built yet" : "not supported",
-                    foreign, file);
+  return error_set (e, ENOTSUP, "%s is a %s image, a format that is not "
+                    "supported; read it as [ qemu-nbd -r -f %s %s ], or name "
+                    "the format raw to see its bytes", file,
+                    f ? f->title : foreign, foreign, file);
 }
 
 const struct format_ops *
