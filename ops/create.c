@@ -255,6 +255,7 @@ create (const struct plan *p, struct create_result *result,
     .backing_file = p->backing_file,
     .backing_format = p->backing_format,
     .options = p->options,
+    .cancel = ctx->cancel,
   };
 
   result->options = all_options (p, e);

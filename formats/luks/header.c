@@ -132,8 +132,8 @@ check_slot_place (const struct luks_header *h, unsigned i, uint64_t limit,
   for (unsigned j = 0; j < i; ++j)
     if (ranges_overlap (start, len, (uint64_t) h->slots[j].offset
                         * SECTOR_SIZE, len))
-      return error_set (e, EINVAL, "LUKS key slots %u and %u are overlapping in "
-                        "the header", j, i);
+      return error_set (e, EINVAL, "LUKS key slots %u and %u are overlapping"
+                        " in the header", j, i);
   return 0;
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* LUKS version 1: the header, and the key slots behind it.  Alone (driver.c) and
- * inside qcow2 it is the same; BASE is where it begins in its storage.
+/* LUKS version 1: the header, and the key slots behind it.  Alone (driver.c)
+ * and inside qcow2 it is the same; BASE is where it begins in its storage.
  *
  * Specification: LUKS1 On-Disk Format Specification (cryptsetup); field names
  * are taken from there.

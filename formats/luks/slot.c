@@ -2,8 +2,8 @@
  * Copyright the nbdimg developers. */
 
 /* Key slots: see luks.h.  Layer: formats.  No locking.
- * Specification: "LUKS operations": initialisation, add new password, master key
- * recovery.
+ * Specification: "LUKS operations": initialisation, add new password, master
+ * key recovery.
  *
  *   passphrase --PBKDF2--> slot key;  key material --decrypt, merge--> a key;
  *   it is the disk's if PBKDF2 of it is the digest in the header.

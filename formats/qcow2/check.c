@@ -431,6 +431,9 @@ visit_metadata (struct checker *c, visit_fn visit, bool report,
   }, bitmaps = {
     .host = q->bitmap_directory_offset, .length = q->bitmap_directory_size,
     .nr = 1, .what = "bitmap directory",
+  }, crypto = {
+    .host = q->crypto_header_offset, .length = q->crypto_header_length,
+    .nr = 1, .what = "encryption header",
   };
 
   if (visit (c, &header, e) == -1
@@ -440,7 +443,8 @@ visit_metadata (struct checker *c, visit_fn visit, bool report,
       && (visit (c, &reftable, e) == -1
           || visit_refblocks (c, visit, report, e) == -1))
     return -1;
-  if (q->nb_snapshots > 0 && visit (c, &snapshots, e) == -1)
+  if ((q->nb_snapshots > 0 && visit (c, &snapshots, e) == -1)
+      || (q->crypto_header_length && visit (c, &crypto, e) == -1))
     return -1;
   if (!qcow2_has_bitmaps (c->q))
     return 0;

@@ -5,8 +5,9 @@
  * the storage yet.  Specification: "Header", "Header extensions", "Host cluster
  * management", "Cluster mapping".
  *
- * Layout, in clusters: header, refcount table, refcount blocks, L1 table, L2
- * tables and data (the last two only where they are preallocated).  Tables of
+ * Layout, in clusters: header, refcount table, refcount blocks, L1 table, LUKS
+ * header if there is one, L2 tables and data (the last two only where they are
+ * preallocated).  Tables of
  * one kind lie side by side, so that they are written, and later checked, in
  * large sequential requests.
  *
@@ -23,6 +24,7 @@
 #include <string.h>
 
 #include "common/cleanup.h"
+#include "common/secure.h"
 #include "formats/blank.h"
 #include "formats/qcow2/create.h"
 
@@ -56,7 +58,8 @@ place_tables (struct plan *p)
   p->reftable_offset = UINT64_C (1) << bits;
   p->refblocks_offset = p->reftable_offset + (p->reftable << bits);
   p->l1_offset = p->refblocks_offset + (p->refblocks << bits);
-  p->l2_offset = p->l1_offset + (p->l1 << bits);
+  p->crypto_offset = p->l1_offset + (p->l1 << bits);
+  p->l2_offset = p->crypto_offset + (p->crypto << bits);
   p->data_offset = p->l2_offset + (p->l2 << bits);
   p->end = p->data_offset + (p->data << bits);
 }
@@ -82,8 +85,11 @@ make_layout (struct plan *p, struct error *e)
     p->data = p->data_file ? 0 : clusters;
   }
 
+  if (p->crypt_method == CRYPT_LUKS)
+    p->crypto = div_round_up (luks_total_bytes (&p->luks), cluster_size);
+
   /* data <= 2^52 clusters, the tables are a small part of that. */
-  size_refcounts (p, 1 + p->l1 + p->l2 + p->data);
+  size_refcounts (p, 1 + p->l1 + p->crypto + p->l2 + p->data);
   if (p->reftable > MAX_REFTABLE_BYTES >> p->cluster_bits
       || p->total > ENTRY_OFFSET_MASK >> p->cluster_bits)
     return error_set (e, EFBIG, "The image size is too large to be preallocated"
@@ -205,6 +211,18 @@ put_fixed_fields (const struct plan *p, uint8_t *b)
 }
 
 static int
+add_crypto (const struct plan *p, struct header *h, struct error *e)
+{
+  uint8_t place[16];
+
+  if (!p->crypto)
+    return 0;
+  put_be64 (place, p->crypto_offset);
+  put_be64 (place + 8, luks_total_bytes (&p->luks));
+  return add_extension (h, EXT_CRYPTO, place, sizeof place, e);
+}
+
+static int
 make_header (const struct plan *p, struct header *h, struct error *e)
 {
   put_fixed_fields (p, h->buf);
@@ -216,7 +234,8 @@ make_header (const struct plan *p, struct header *h, struct error *e)
   if (p->data_file && add_extension (h, EXT_DATA_FILE, p->data_file,
                                      strlen (p->data_file), e) == -1)
     return -1;
-  if (p->version >= 3 && add_feature_names (h, e) == -1)
+  if (add_crypto (p, h, e) == -1
+      || (p->version >= 3 && add_feature_names (h, e) == -1))
     return -1;
   if (add_extension (h, EXT_END, NULL, 0, e) == -1)
     return -1;
@@ -400,6 +419,11 @@ write_image (struct storage *st, struct storage *data_file,
     return -1;
   if (data_file && prepare_data_file (data_file, p, buf, e) == -1)
     return -1;
+  if (p->luks_header
+      && storage_pwrite (st, p->luks_header,
+                         (size_t) luks_total_bytes (&p->luks),
+                         p->crypto_offset, 0, e) == -1)
+    return -1;
   if (write_tables (st, p, buf, e) == -1
       || allocate_data (st, p, p->data_offset, p->data << p->cluster_bits,
                         buf, e) == -1)
@@ -415,26 +439,51 @@ write_image (struct storage *st, struct storage *data_file,
   return storage_flush (st, e);
 }
 
+/* Deriving keys takes seconds, in which the storage is as it was. */
+static int
+make_luks_header (const struct format_create_options *opts, struct plan *p,
+                  struct error *e)
+{
+  size_t len = (size_t) luks_total_bytes (&p->luks);
+
+  if (!p->crypto)
+    return 0;
+  p->luks_header = malloc (len);
+  if (!p->luks_header)
+    return error_nomem (e, "the LUKS header", len);
+  return luks_make (&p->luks, opts->cancel, p->luks_header, e);
+}
+
+static int
+create (struct storage *st, const struct format_create_options *opts,
+        struct plan *p, struct error *e)
+{
+  struct header header = { .size = UINT64_C (1) << p->cluster_bits };
+  CLEANUP_FREE uint8_t *cluster = calloc (1, (size_t) header.size);
+  CLEANUP_FREE uint8_t *buf = malloc (BUFFER_SIZE);
+
+  if (!cluster || !buf)
+    return error_nomem (e, "tables", BUFFER_SIZE);
+  header.buf = cluster;
+  if (make_header (p, &header, e) == -1 || make_luks_header (opts, p, e) == -1)
+    return -1;
+  return write_image (st, p->data_file ? opts->data_file : NULL, p, &header,
+                      buf, e);
+}
+
 int
 qcow2_create (struct storage *st, const struct format_create_options *opts,
               struct error *e)
 {
   struct plan plan = { .size = 0 };
-  struct header header = { .used = 0 };
-  CLEANUP_FREE uint8_t *cluster = NULL, *buf = NULL;
+  int r;
 
   /* All that can be refused is refused before the storage is touched. */
   if (qcow2_create_plan (opts, &plan, e) == -1
       || make_layout (&plan, e) == -1)
     return -1;
-  header.size = UINT64_C (1) << plan.cluster_bits;
-  cluster = calloc (1, (size_t) header.size);
-  buf = malloc (BUFFER_SIZE);
-  if (!cluster || !buf)
-    return error_nomem (e, "tables", BUFFER_SIZE);
-  header.buf = cluster;
-  if (make_header (&plan, &header, e) == -1)
-    return -1;
-  return write_image (st, plan.data_file ? opts->data_file : NULL, &plan,
-                      &header, buf, e);
+  r = create (st, opts, &plan, e);
+  secure_free (plan.luks_header,
+               plan.crypto ? (size_t) luks_total_bytes (&plan.luks) : 0);
+  return r;
 }

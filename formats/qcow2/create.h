@@ -6,6 +6,7 @@
 #ifndef NBDIMG_QCOW2_CREATE_H
 #define NBDIMG_QCOW2_CREATE_H
 
+#include "formats/luks/luks.h"
 #include "formats/qcow2/qcow2.h"
 
 /* The image that is to be written. */
@@ -19,12 +20,14 @@ struct plan {
   enum preallocation preallocation;
   uint32_t crypt_method;
   const char *key_secret;       /* id; NULL = no encryption */
+  struct luks_options luks;     /* CRYPT_LUKS */
 
   /* create.c: counts of clusters (l1_size: of entries) */
-  uint64_t reftable, refblocks, l1, l1_size, l2, data, total;
+  uint64_t reftable, refblocks, l1, l1_size, crypto, l2, data, total;
   /* bytes from the start of the image */
-  uint64_t reftable_offset, refblocks_offset, l1_offset, l2_offset,
-    data_offset, end;
+  uint64_t reftable_offset, refblocks_offset, l1_offset, crypto_offset,
+    l2_offset, data_offset, end;
+  uint8_t *luks_header;         /* what goes to crypto_offset; or NULL */
 };
 
 /* Parse all options into P and refuse those that do not go together. */

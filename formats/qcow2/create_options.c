@@ -195,7 +195,9 @@ parse_encrypt (const struct format_create_options *opts, struct plan *p,
   if (!p->key_secret)
     return error_set (e, EINVAL, "Parameter 'encrypt.key-secret' is required "
                       "for cipher");
-  if (p->crypt_method == CRYPT_AES && check_aes_options (opts, e) == -1)
+  if (p->crypt_method == CRYPT_LUKS)
+    return luks_parse_options (opts, "encrypt.", &p->luks, e);
+  if (check_aes_options (opts, e) == -1)
     return -1;
   if (secret_get (p->key_secret, &secret, e) == -1)
     return -1;

@@ -108,8 +108,7 @@ put_encrypt (const struct qcow2 *q, json_t *out, struct error *e)
   o = json_object ();
   if (put (out, "encrypt", o, e) == -1)
     return -1;
-  return put (o, "format",
-              json_string (q->crypt_method == 1 ? "aes" : "luks"), e);
+  return qcow2_info_crypt (q, o, e);
 }
 
 static int

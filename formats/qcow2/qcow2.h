@@ -507,6 +507,10 @@ extern void qcow2_give_back (struct qcow2 *q, uint64_t host, uint64_t nr);
 extern int qcow2_unlock (struct format *f, const struct format_key *key,
                          struct error *e);
 
+/* The members of "encrypt". */
+extern int qcow2_info_crypt (const struct qcow2 *q, json_t *out,
+                             struct error *e);
+
 /* ---- resize.c, shrink.c, cut.c ---- */
 extern uint64_t qcow2_l1_entries_for (const struct qcow2 *q, uint64_t size);
 extern int qcow2_resize_preallocated (struct format *f, uint64_t size,

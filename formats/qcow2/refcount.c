@@ -176,6 +176,9 @@ qcow2_overlap_locked (struct qcow2 *q, uint64_t host, uint64_t length)
   if (ranges_overlap (host, length, q->bitmap_directory_offset,
                       q->bitmap_directory_size))
     return "the bitmap directory";
+  if (ranges_overlap (host, length, q->crypto_header_offset,
+                      q->crypto_header_length))
+    return "the encryption header";
   if (table_cached_locked (q, host, length)
       || known_table_locked (q, host, length))
     return "an L2 table or a refcount block";

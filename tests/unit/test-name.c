@@ -110,7 +110,6 @@ static const struct row wrong_names[] = {
   { "NBD://h", NULL, "Unknown protocol 'NBD'" },
   { "nbd+ssh://h/", NULL, "Unknown protocol 'nbd+ssh'" },
   { "a", "foo", "Unknown driver 'foo'" },
-  { "a", "luks", "'luks' is not built yet" },
   { "a", "vmdk", "qemu-nbd -r -f vmdk" },
   { "nbd:", NULL, "NBD server address missing" },
   { "nbd:h", NULL, "error parsing address 'h'" },

@@ -154,7 +154,6 @@ test_foreign (void)
     const char *magic, *name;
     size_t len;
   } rows[] = {
-    { 0, "LUKS\xba\xbe\0\1", "luks", 8 },
     { 0, "KDMV", "vmdk", 4 },
     { 0, "COWD", "vmdk", 4 },
     { 0, "# Disk DescriptorFile\n", "vmdk", 22 },
