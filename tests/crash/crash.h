@@ -166,7 +166,8 @@ random_op (const struct territory *t, uint64_t *rnd, uint8_t byte)
 }
 
 /* Every sequence of three of these operations, by its number: around the first
- * cluster of the disk that is full at first (EDGE), and the empty one before.
+ * cluster of the disk that is full at first (at EDGE, but where clusters are
+ * larger than that), and the empty one before.
  */
 enum { ALPHABET = 10, SEQUENCE = 3, NR_SEQUENCES = 1000 };
 #define EDGE UINT64_C (131072)
@@ -176,18 +177,19 @@ sequence_op (const struct territory *t, unsigned number, unsigned i)
 {
   uint64_t cs = t->cluster, part = max_u64 (cs / 4, SECTOR_SIZE);
   uint64_t half = cs < 2 * SECTOR_SIZE ? cs : cs / 2;
+  uint64_t edge = max_u64 (EDGE, cs);
   const struct op alphabet[ALPHABET] = {
     { .type = OP_FLUSH },
-    { .type = OP_WRITE, .offset = EDGE, .length = cs },
-    { .type = OP_WRITE, .offset = EDGE - part, .length = part },
-    { .type = OP_WRITE, .offset = EDGE - half, .length = 2 * half },
+    { .type = OP_WRITE, .offset = edge, .length = cs },
+    { .type = OP_WRITE, .offset = edge - part, .length = part },
+    { .type = OP_WRITE, .offset = edge - half, .length = 2 * half },
     { .type = OP_WRITE, .offset = t->size - cs, .length = cs },
-    { .type = OP_WRITE_FUA, .offset = EDGE - cs, .length = part },
-    { .type = OP_ZERO, .offset = EDGE - cs, .length = 2 * cs },
-    { .type = OP_ZERO_UNMAP, .offset = EDGE, .length = 2 * cs },
-    { .type = t->discard ? OP_TRIM : OP_ZERO_UNMAP, .offset = EDGE - cs,
+    { .type = OP_WRITE_FUA, .offset = edge - cs, .length = part },
+    { .type = OP_ZERO, .offset = edge - cs, .length = 2 * cs },
+    { .type = OP_ZERO_UNMAP, .offset = edge, .length = 2 * cs },
+    { .type = t->discard ? OP_TRIM : OP_ZERO_UNMAP, .offset = edge - cs,
       .length = 2 * cs },
-    { .type = t->packed ? OP_PACKED : OP_WRITE, .offset = EDGE,
+    { .type = t->packed ? OP_PACKED : OP_WRITE, .offset = edge,
       .length = cs },
   };
   struct op op;

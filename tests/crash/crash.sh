@@ -23,8 +23,8 @@ step=${CRASH_STEP:-37}
 work=$(mktemp -d "${TMPDIR:-/tmp}/nbdimg-crash.XXXXXX") || exit 1
 trap 'rm -rf "$work"' EXIT
 
-# name | [FORMAT:]-o options, qcow2 by default | extras: base, data, snapshot, packed, discard, threads,
-# large
+# name | [FORMAT:]-o options, qcow2 by default | extras: base, data, snapshot,
+# packed, discard, threads, large, huge
 kinds='
 4k            |cluster_size=4k                       |discard packed
 4k-nodiscard  |cluster_size=4k                       |packed
@@ -53,6 +53,12 @@ qed-4k        |qed:cluster_size=4k,table_size=2      |discard
 qed-backing   |qed:cluster_size=4k,table_size=2      |base discard
 qed-64k       |qed:cluster_size=64k                  |base discard
 qed-8-threads |qed:cluster_size=4k,table_size=2      |base threads discard
+qcow          |qcow:                                 |discard packed
+qcow-backing  |qcow:                                 |base discard packed
+qcow-8-threads|qcow:                                 |threads discard
+qcow-8-backing|qcow:                                 |base threads discard
+vdi           |vdi:static=off                        |discard large
+vdi-8-threads |vdi:static=off                        |threads discard huge
 '
 
 has () { case " $extras " in *" $1 "*) return 0;; esac; return 1; }
@@ -60,9 +66,11 @@ has () { case " $extras " in *" $1 "*) return 0;; esac; return 1; }
 # The first image: some clusters written, and with a snapshot some of them
 # shared.
 make_image () {
-  local o=$options size=1M
+  local o=$options size=1M at=128k
+  [ "$format" != vdi ] || at=1M         # its blocks are that large
   # Eight threads need room for their chunks of three and a half clusters.
   if has large; then size=4M; fi
+  if has huge; then size=32M; fi
   if has base; then
     head -c 768k /dev/zero | tr '\0' '\373' >"$dir/base"
     truncate -s $size "$dir/base"
@@ -73,8 +81,8 @@ make_image () {
     touch "$dir/data"
   fi
   ( cd "$dir" &&
-    qemu-img create -q -f "$format" -o "$o" image $size &&
-    qemu-io -f "$format" -c "write -q -P 251 128k 256k" image &&
+    qemu-img create -q -f "$format" ${o:+-o "${o#,}"} image $size &&
+    qemu-io -f "$format" -c "write -q -P 251 $at 256k" image &&
     if has snapshot; then
       qemu-img snapshot -c s1 image &&
       qemu-img convert -O raw -l snapshot.name=s1 image snapshot &&
