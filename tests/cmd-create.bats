@@ -256,7 +256,7 @@ END
 @test "create -o help lists the options in qemu-img's words" {
   local f list
   mkdir files theirs ours
-  for f in raw qcow2; do
+  for f in raw qcow2 qed; do
     for list in help '?' 'size=1M,help'; do
       twin_img_output_built create -f $f -o "$list"
       twin_img_output_built create -f $f -o "$list" o

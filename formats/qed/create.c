@@ -34,6 +34,14 @@ const struct format_option qed_create_options[] = {
     false },
   { "table_size", OPTION_SIZE, "L1/L2 table size (in clusters)", NULL, NULL,
     false },
+  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)",
+    NULL, NULL, true },
+  { "preallocation", OPTION_STRING,
+    "Preallocation mode (allowed values: off, falloc, full)",
+    "a QED image cannot be preallocated", NULL, true },
+  { "extent_size_hint", OPTION_SIZE,
+    "Extent size hint for the image file, 0 to disable",
+    "extent size hints are not built yet", NULL, true },
   { NULL, OPTION_STRING, NULL, NULL, NULL, false },
 };
 
