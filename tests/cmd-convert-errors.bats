@@ -144,6 +144,28 @@ as_qemu () {
   as_qemu -O qcow2 -o compat=0.10,cluster_size=4k,refcount_bits=16 a.raw o
 }
 
+@test "a file that was cut off is an error wherever it ends, and no target" {
+  need qemu-img qemu-io
+  qemu-img create -q -f qcow2 whole 64M
+  qemu-io -c 'write -P 3 0 8M' whole >/dev/null
+  # In the middle of the tables, right behind them, and in the data.
+  for size in 100000 190000 262144 300000 400000 8000000; do
+    head -c $size whole >cut
+    expect_error 1 "guest offset" "$NBDIMG" convert -O raw cut copy
+    [ ! -e copy ]
+    run "$NBDIMG" compare cut whole
+    [ "$status" != 0 ]
+    run "$NBDIMG" check cut
+    [ "$status" = 2 ]
+  done
+  # The zeroes at the end of the last cluster need not be there.
+  head -c $((5 * 65536 + 512)) whole >first
+  "$NBDIMG" io -r -c 'read -P 3 0 512' first
+  # What was there is saved.
+  "$NBDIMG" convert --salvage -O raw cut copy
+  qemu-io -f raw -c 'read -P 3 0 7M' copy | grep -v failed
+}
+
 @test "what is not built yet is refused by name" {
   need qemu-img qemu-io
   make_images

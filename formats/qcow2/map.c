@@ -74,6 +74,10 @@ qcow2_find_l2_locked (struct qcow2 *q, struct slice_op *op,
   if (index >= l1_size)
     return 1;
   host = (view ? view->l1_table_offset : q->l1_table_offset) + index * 8;
+  if (host >= storage_size (q->format.storage))
+    return error_set (e, EIO, "the L1 entry at 0x%" PRIx64 " lies behind the end"
+                      " of the file (%" PRIu64 " bytes): the file was cut off",
+                      host, storage_size (q->format.storage));
   r = table_get_locked (q, op, SLICE_L1, host, &s, e);
   if (r != 1)
     return r;
@@ -278,6 +282,43 @@ map_locked (struct qcow2 *q, struct slice_op *op, struct format_view *view,
   return 1;
 }
 
+/* Is [host, ...) of M behind the end of the file?  What begins before it may
+ * reach over it: the tail of a cluster need not have been written.
+ */
+static bool
+is_cut_off (const struct qcow2 *q, const struct mapping *m)
+{
+  return (m->kind == MAP_DATA || m->kind == MAP_DATA_COW)
+    && m->storage == MAP_IN_IMAGE
+    && round_down (m->host, q->subcluster_size)
+      >= storage_size (q->format.storage);
+}
+
+/* Data are in the file before a table refers to them, so a file that ends before
+ * them was cut off, and they are lost; zeroes in their place would pass for the
+ * disk.  The file may have grown since it was opened, where another program
+ * writes to it (-U).
+ */
+static int
+check_end (struct qcow2 *q, struct mapping *m, struct error *e)
+{
+  uint64_t size, unit = q->subcluster_size;
+
+  if (is_cut_off (q, m)) {
+    if (storage_refresh_size (q->format.storage, e) == -1)
+      return -1;
+    if (is_cut_off (q, m))
+      return error_set (e, EIO, "its data at 0x%" PRIx64 " lie behind the end of"
+                        " the file (%" PRIu64 " bytes): the file was cut off",
+                        m->host, storage_size (q->format.storage));
+  }
+  size = storage_size (q->format.storage);
+  if ((m->kind == MAP_DATA || m->kind == MAP_DATA_COW)
+      && m->storage == MAP_IN_IMAGE && m->host + m->length > size)
+    m->length = min_u64 (m->length, round_up (size, unit) - m->host);
+  return 0;
+}
+
 int
 qcow2_map (struct format *f, struct format_view *view, uint64_t guest,
            uint64_t length, struct mapping *m, struct error *e)
@@ -299,5 +340,5 @@ qcow2_map (struct format *f, struct format_view *view, uint64_t guest,
       && qcow2_overlap_locked (q, m->host, m->length))
     m->kind = MAP_DATA_COW;
   mutex_unlock (&q->mutex);
-  return r == 1 ? 0 : -1;
+  return r == 1 ? check_end (q, m, e) : -1;
 }
