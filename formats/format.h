@@ -137,6 +137,16 @@ struct format_key {
   const bool *cancel;           /* atomic; or NULL */
 };
 
+/* One change of the passphrases that open an encrypted image. */
+struct format_key_change {
+  bool activate;                /* a new passphrase; false: erase */
+  const struct secret *new_secret;      /* borrowed, or NULL */
+  const struct secret *old_secret;      /* erase what this opens; or NULL */
+  int slot;                     /* -1: the first free; or what old_secret says */
+  uint64_t iter_time;           /* ms of PBKDF2 for a new one */
+  bool force;                   /* erase the last one, overwrite one in use */
+};
+
 /* An option of create (and later amend), as -o help prints it.  The options of
  * a format stand in the order in which create's "Formatting" line names them;
  * -o help sorts them.
@@ -228,6 +238,7 @@ struct format_ops {
   bool packs;                   /* images may hold compressed clusters */
   bool grows;                   /* the storage must be able to grow */
   const struct format_option *create_options;   /* ends with a NULL name */
+  const struct format_option *amend_options;    /* the same; NULL = none */
   const char *key_option;       /* what names the secret: "key-secret" or
                                    "encrypt.key-secret"; NULL = no encryption */
 
@@ -253,6 +264,12 @@ struct format_ops {
    * without it an encrypted image can be checked, but not read or written.
    */
   int (*unlock) (struct format *, const struct format_key *, struct error *);
+
+  /* Structural.  KEY opens the image now.  New key material is durable before
+   * its slot is; what is erased is overwritten first.
+   */
+  int (*change_key) (struct format *, const struct format_key *key,
+                     const struct format_key_change *, struct error *);
 
   /* The needs are met: DATA_FILE (borrowed) or NULL; HAS_BACKING false when
    * the image has no backing file or it is not followed.  After this map works.

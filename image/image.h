@@ -117,6 +117,8 @@ struct image {
   char *name;                   /* as info shows it; owned */
   char *backing_name;           /* as it stands in the image; NULL = none */
   char *backing_format_name;    /* as recorded; NULL = not recorded */
+  char *key_secret;             /* id of the secret that opened it; or NULL */
+  uint64_t max_iterations;      /* that its key may take (format_key) */
   char *data_file_name;         /* as it stands in the image; NULL = none */
   struct storage *storage;      /* owned */
   struct storage *data_file;    /* owned; NULL = none */
@@ -284,6 +286,11 @@ extern int image_set_backing (struct image *im, const char *name,
  * error in the middle leaves some parts let go of and others not.
  */
 extern int image_empty (struct image *im, struct error *e);
+
+/* Add or erase a passphrase of an image that was opened with its secret. */
+extern int image_change_key (struct image *im,
+                             const struct format_key_change *change,
+                             const bool *cancel, struct error *e);
 
 /* The frozen side of the gate, for structural operations. */
 extern void image_freeze (struct image *im);

@@ -14,7 +14,6 @@
 
 #include "common/bytes.h"
 #include "common/cleanup.h"
-#include "common/secret.h"
 #include "image/gate.h"
 #include "image/layer.h"
 #include "image/packed.h"
@@ -556,34 +555,36 @@ key_secret (const struct layer *l, const json_t **node)
   return id || l->is_backing ? id : l->im->options.key_secret;
 }
 
+static int
+no_secret (const struct layer *l, struct error *e)
+{
+  const struct format_ops *ops = l->format;
+
+  return error_set (e, EINVAL, "Parameter '%s' is required for cipher: the "
+                    "image is encrypted (%s); give --object secret,id=ID,"
+                    "file=PATH and --image-opts driver=%s,file.filename=...,"
+                    "%s=ID", ops->key_option, l->needs.crypto, ops->name,
+                    ops->key_option);
+}
+
 /* check needs no key: it reads no guest data. */
 static int
 unlock (const struct layer *l, struct error *e)
 {
-  const struct format_ops *ops = l->format;
+  struct image *im = l->im;
   const json_t *node;
   const char *id = key_secret (l, &node);
-  struct secret secret;
-  const struct format_key key = {
-    .secret = &secret, .cancel = l->im->options.cancel,
-    .max_iterations = tree_size (node, "max-iterations",
-                                 PBKDF2_MAX_ITERATIONS),
-  };
-  int r;
 
-  if (!l->needs.crypto || (!id && l->im->options.check))
+  if (!l->needs.crypto || (!id && im->options.check))
     return 0;
   if (!id)
-    return error_set (e, EINVAL, "Parameter '%s' is required for cipher: the "
-                      "image is encrypted (%s); give --object secret,id=ID,"
-                      "file=PATH and --image-opts driver=%s,file.filename=...,"
-                      "%s=ID", ops->key_option, l->needs.crypto, ops->name,
-                      ops->key_option);
-  if (secret_get (id, &secret, e) == -1)
-    return -1;
-  r = ops->unlock (l->im->format, &key, e);
-  secret_free (&secret);
-  return r;
+    return no_secret (l, e);
+  im->key_secret = strdup (id);
+  if (!im->key_secret)
+    return error_nomem (e, "a name", strlen (id));
+  im->max_iterations = tree_size (node, "max-iterations",
+                                  PBKDF2_MAX_ITERATIONS);
+  return image_unlock (im, e);
 }
 
 static int

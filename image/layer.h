@@ -61,6 +61,11 @@ extern int layer_activate (struct layer *l, struct error *e);
 
 extern void layer_free (struct layer *l);
 
+/* ---- crypt_key.c ---- */
+
+/* Let the format derive its key from the secret im->key_secret. */
+extern int image_unlock (struct image *im, struct error *e);
+
 /* ---- locks.c ---- */
 
 /* Take the locks for reading, or (WRITING) for writing.  A backing layer's

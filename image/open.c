@@ -170,6 +170,7 @@ close_layer (struct image *im, struct error *e)
   free (im->backing_name);
   free (im->backing_format_name);
   free (im->data_file_name);
+  free (im->key_secret);
   free (im);
   return r;
 }

@@ -20,9 +20,9 @@
 #include "ops/ops.h"
 
 static const struct format_option *
-find_option (const struct format_ops *format, const char *name)
+find_option (const struct format_option *table, const char *name)
 {
-  for (const struct format_option *o = format->create_options; o->name; ++o)
+  for (const struct format_option *o = table; o->name; ++o)
     if (strcmp (o->name, name) == 0)
       return o;
   return NULL;
@@ -67,14 +67,14 @@ normalise (const struct format_option *o, const char *text, struct error *e)
 }
 
 static int
-set_option (json_t *options, const struct format_ops *format,
+set_option (json_t *options, const struct format_option *table,
             const char *key, const char *value, struct error *e)
 {
-  const struct format_option *o = find_option (format, key);
+  const struct format_option *o = find_option (table, key);
   CLEANUP_FREE char *text = NULL;
 
   if (!o && !value && strncmp (key, "no", 2) == 0) {
-    o = find_option (format, key + 2);
+    o = find_option (table, key + 2);
     value = "off";
     if (o && o->type != OPTION_BOOL)
       o = NULL;
@@ -103,8 +103,8 @@ next_item (const char **p, char *buf)
 }
 
 json_t *
-op_format_options (const struct format_ops *format, const char *text,
-                   struct error *e)
+op_parse_options (const struct format_option *table, const char *text,
+                  struct error *e)
 {
   CLEANUP_FREE char *item = malloc (strlen (text) + 1);
   json_t *options = json_object ();
@@ -122,10 +122,17 @@ op_format_options (const struct format_ops *format, const char *text,
     value = strchr (item, '=');
     if (value)
       *value++ = '\0';
-    r = set_option (options, format, item, value, e);
+    r = set_option (options, table, item, value, e);
   }
   if (r == 0)
     return options;
   json_decref (options);
   return NULL;
+}
+
+json_t *
+op_format_options (const struct format_ops *format, const char *text,
+                   struct error *e)
+{
+  return op_parse_options (format->create_options, text, e);
 }

@@ -100,6 +100,19 @@ extern int op_create (const struct create_opts *opts,
 extern json_t *op_format_options (const struct format_ops *format,
                                   const char *text, struct error *e);
 
+/* The same for any table of options. */
+extern json_t *op_parse_options (const struct format_option *table,
+                                 const char *text, struct error *e);
+
+/* ---- amend ---- */
+
+struct amend_opts {
+  const char *options;          /* as -o */
+  bool force;
+};
+extern int op_amend (struct image *im, const struct amend_opts *opts,
+                     struct op_ctx *ctx, struct error *e);
+
 /* ---- check ---- */
 
 struct check_result {

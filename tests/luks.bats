@@ -317,6 +317,120 @@ END
   [[ $output == *"encryption header"* ]]
 }
 
+# ---- amend: key slots ----
+
+# amend_keys OPTIONS [ARGUMENT]...: with the secrets s (the disk's) and t ("other")
+amend_keys () {
+  local o=$1
+  shift
+  "$NBDIMG" amend "${SECRET[@]}" --object secret,id=t,data=other "$@" -o "$o" \
+    --image-opts "$(opts disk)"
+}
+# does PASSPHRASE open disk, for us and for QEMU?
+opened_by () {
+  "$NBDIMG" map --object "secret,id=s,data=$1" --output=json --image-opts \
+    "$(opts disk)" >map &&
+    qemu-img map --object "secret,id=s,data=$1" --output=json --image-opts \
+      "$(opts disk)" >map
+}
+active_slots () {
+  qemu-img info --output=json disk | jq -c '[.. | .slots? // empty |
+    .[] | .active] | map(if . then 1 else 0 end)'
+}
+
+@test "amend adds a passphrase and takes it away, in luks and in qcow2" {
+  need qemu-img
+  local p
+  for p in "" encrypt.; do
+    rm -f disk
+    if [ -z "$p" ]; then
+      luks_key
+      new_luks our_create disk
+    else
+      qcow2_key
+      new_qcow2 our_create disk
+    fi
+    ours_io disk 'write -P 3 0 64k'
+    amend_keys "${p}state=active,${p}new-secret=t,${p}iter-time=10"
+    [ "$(active_slots)" = '[1,1,0,0,0,0,0,0]' ]
+    opened_by other
+    opened_by "open sesame"
+    amend_keys "${p}state=active,${p}new-secret=t,${p}iter-time=0,${p}keyslot=5"
+    [ "$(active_slots)" = '[1,1,0,0,0,1,0,0]' ]
+    amend_keys "${p}state=inactive,${p}keyslot=0"
+    [ "$(active_slots)" = '[0,1,0,0,0,1,0,0]' ]
+    opened_by other
+    run ! opened_by "open sesame"
+    printf other >key
+    amend_keys "${p}state=active,${p}new-secret=s,${p}iter-time=0"
+    amend_keys "${p}state=inactive,${p}old-secret=s" --force
+    [ "$(active_slots)" = '[0,0,0,0,0,0,0,0]' ]
+    make_secret
+  done
+}
+
+@test "amend refuses what would lose the data, and what makes no sense" {
+  luks_key
+  new_luks our_create disk
+  cp disk before
+  while IFS='|' read -r options text; do
+    expect_error 1 "$text" amend_keys "$options"
+    cmp disk before
+  done <<'END'
+state=inactive,keyslot=0|no active keyslot would be left
+state=inactive,old-secret=s|no active keyslot would be left
+state=inactive,old-secret=t|No keyslots match
+state=inactive|either explicit keyslot index or the password
+state=inactive,keyslot=5|already erased
+state=inactive,keyslot=9|Invalid keyslot 9
+state=active,new-secret=t,keyslot=0|Refusing to overwrite active keyslot 0
+state=active|'new-secret' is required
+state=active,new-secret=t,old-secret=s|'old-secret' must not be given
+state=inactive,new-secret=t,keyslot=0|'new-secret' must not be given
+state=active,new-secret=u|No secret with id 'u'
+state=asleep|'state' does not accept value 'asleep'
+new-secret=t|'state' is missing
+END
+  make_disk () { "$NBDIMG" create -q -f qcow2 plain 1M; }
+  make_disk
+  expect_error 1 "not encrypted" "$NBDIMG" amend -o encrypt.state=inactive plain
+  expect_error 1 "compat: amend of this option is not built yet" \
+    "$NBDIMG" amend -o compat=0.10 plain
+  expect_error 1 "does not support option amendment" \
+    "$NBDIMG" amend -f raw -o help
+}
+
+@test "an amend that is cut off anywhere leaves the disk open to its passphrase" {
+  need_test_storage
+  luks_key
+  new_luks our_create good
+  local k
+  for k in {1..20}; do
+    cp good disk
+    if NBDIMG_TEST_STORAGE="fault:op=write,index=$k,count=0" amend_keys \
+        state=active,new-secret=t,iter-time=0 2>err; then
+      break
+    fi
+    opened_by "open sesame"
+    [ "$(active_slots)" = '[1,0,0,0,0,0,0,0]' ]
+  done
+  [ "$k" = 4 ] || fail "$k writes, not material, slot, state"
+  opened_by other
+  # Erasing: the material goes first, so that a key that is to go never stays.
+  cp disk two
+  for k in 1 2; do
+    cp two disk
+    run env NBDIMG_TEST_STORAGE="fault:op=write,index=$k,count=0" \
+      "$NBDIMG" amend "${SECRET[@]}" -o state=inactive,keyslot=1 \
+      --image-opts "$(opts disk)"
+    [ "$status" = 1 ]
+    opened_by "open sesame"
+  done
+  run ! opened_by other
+  amend_keys state=inactive,keyslot=1
+  [ "$(active_slots)" = '[1,0,0,0,0,0,0,0]' ]
+}
+
 @test "resize of luks: grow and shrink keep what is there" {
   luks_key
   new_luks our_create disk "" 1M

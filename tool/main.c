@@ -26,7 +26,7 @@ struct command {
 };
 
 static const struct command commands[] = {
-  { "amend", NULL, "change the options of an image" },
+  { "amend", cmd_amend, "change the options of an image" },
   { "bench", NULL, "time reads or writes" },
   { "bitmap", NULL, "manage persistent bitmaps" },
   { "check", cmd_check, "look for errors in the tables of an image" },

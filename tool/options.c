@@ -236,21 +236,27 @@ print_option (const struct format_option *o)
 }
 
 void
-tool_print_format_options (const struct format_ops *format, bool for_file)
+tool_print_options (const struct format_option *table, bool for_file)
 {
   const struct format_option *sorted[64];
   size_t nr = 0;
 
-  for (const struct format_option *o = format->create_options; o->name; ++o)
+  for (const struct format_option *o = table; o->name; ++o)
     if ((for_file || !o->of_file) && nr < sizeof sorted / sizeof sorted[0])
       sorted[nr++] = o;
   qsort (sorted, nr, sizeof sorted[0], by_name);
+  for (size_t i = 0; i < nr; ++i)
+    print_option (sorted[i]);
+}
+
+void
+tool_print_format_options (const struct format_ops *format, bool for_file)
+{
   if (for_file)
     puts ("Supported options:");
   else
     printf ("Supported %s options:\n", format->name);
-  for (size_t i = 0; i < nr; ++i)
-    print_option (sorted[i]);
+  tool_print_options (format->create_options, for_file);
   if (!for_file)
     puts ("\nThe protocol level may support further options.\n"
           "Specify the target filename to include those options.");

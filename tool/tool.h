@@ -30,6 +30,7 @@
 
 /* ---- the commands ---- */
 
+extern int cmd_amend (int argc, char **argv);
 extern int cmd_check (int argc, char **argv);
 extern int cmd_commit (int argc, char **argv);
 extern int cmd_compare (int argc, char **argv);
@@ -148,6 +149,10 @@ extern bool tool_options_want_help (const char *options);
 /* Print what -o help prints.  FOR_FILE: the file is known too. */
 extern void tool_print_format_options (const struct format_ops *format,
                                        bool for_file);
+
+/* A table of options, sorted, one on a line. */
+extern void tool_print_options (const struct format_option *table,
+                                bool for_file);
 
 /* How the user named an image. */
 struct tool_image {

@@ -57,6 +57,22 @@ static const struct format_option luks_options[] = {
   { NULL, OPTION_STRING, NULL, NULL, NULL, false },
 };
 
+static const struct format_option luks_amend_options[] = {
+  { "state", OPTION_STRING,
+    "Select new state of affected keyslots (active/inactive)", NULL, NULL,
+    false },
+  { "new-secret", OPTION_STRING,
+    "New secret to set in the matching keyslots. Empty string to erase", NULL,
+    NULL, false },
+  { "old-secret", OPTION_STRING,
+    "Select all keyslots that match this password", NULL, NULL, false },
+  { "keyslot", OPTION_NUMBER,
+    "Select a single keyslot to modify explicitly", NULL, NULL, false },
+  { "iter-time", OPTION_NUMBER, "Time to spend in PBKDF in milliseconds",
+    NULL, NULL, false },
+  { NULL, OPTION_STRING, NULL, NULL, NULL, false },
+};
+
 static int
 luks_probe (const uint8_t *buf, size_t len, uint64_t size)
 {
@@ -186,6 +202,15 @@ luks_unlock_image (struct format *f, const struct format_key *key,
 }
 
 static int
+luks_change_key (struct format *f, const struct format_key *key,
+                 const struct format_key_change *change, struct error *e)
+{
+  struct luks *l = (struct luks *) f;
+
+  return luks_amend (&l->header, f->storage, 0, l->payload, key, change, e);
+}
+
+static int
 luks_activate (struct format *f, struct storage *data_file, bool has_backing,
                struct error *e)
 {
@@ -260,11 +285,13 @@ luks_format_info (struct format *f, json_t *out, struct error *e)
 const struct format_ops format_luks = {
   .name = "luks",
   .create_options = luks_options,
+  .amend_options = luks_amend_options,
   .key_option = "key-secret",
   .probe = luks_probe,
   .create = luks_create,
   .open = luks_open,
   .unlock = luks_unlock_image,
+  .change_key = luks_change_key,
   .activate = luks_activate,
   .begin_write = luks_begin_write,
   .close = luks_close,

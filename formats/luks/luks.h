@@ -8,7 +8,8 @@
  * are taken from there.
  *
  *   header.c   bytes <-> struct luks_header, and what they may say
- *   slot.c     a passphrase -> the disk's key; new slots, slots erased
+ *   slot.c     a passphrase -> the disk's key, and the reverse
+ *   amend.c    slots added and erased, in an order that a crash may cut
  *   make.c     options -> a new header
  *   json.c     what info says
  *   driver.c   the format "luks"
@@ -106,6 +107,11 @@ extern struct disk_cipher *luks_cipher (const struct luks_header *h,
                                         const struct format_key *key,
                                         struct error *e);
 
+/* Does the passphrase open slot I?  1, 0, -1. */
+extern int luks_slot_opens (const struct luks_header *h, unsigned i,
+                            struct storage *st, uint64_t base,
+                            const struct format_key *key, struct error *e);
+
 /* Give slot I of H an iteration count and a salt, and put its key material,
  * encrypted, into MATERIAL (luks_material_bytes).
  */
@@ -138,6 +144,17 @@ extern uint64_t luks_total_bytes (const struct luks_options *o);
  */
 extern int luks_make (const struct luks_options *o, const bool *cancel,
                       uint8_t *buf, struct error *e);
+
+/* ---- amend.c ---- */
+
+/* H is what stands at BASE, and is kept in step.  The header with its slots has
+ * LIMIT bytes.
+ */
+extern int luks_amend (struct luks_header *h, struct storage *st,
+                       uint64_t base, uint64_t limit,
+                       const struct format_key *key,
+                       const struct format_key_change *change,
+                       struct error *e);
 
 /* ---- json.c ---- */
 

@@ -161,6 +161,25 @@ luks_unlock (const struct luks_header *h, struct storage *st, uint64_t base,
   return r == 1 ? 0 : -1;
 }
 
+int
+luks_slot_opens (const struct luks_header *h, unsigned i, struct storage *st,
+                 uint64_t base, const struct format_key *key,
+                 struct error *e)
+{
+  uint8_t master[CIPHER_MAX_KEY];
+  struct luks_spec spec;
+  int r;
+
+  if (luks_spec (h, &spec, e) == -1
+      || check_iterations ("the digest of the key", h->digest_iterations, key,
+                           e) == -1
+      || check_iterations ("a key slot", h->slots[i].iterations, key, e) == -1)
+    return -1;
+  r = try_slot (h, i, &spec, st, base, key, master, e);
+  secure_wipe (master, sizeof master);
+  return r;
+}
+
 struct disk_cipher *
 luks_cipher (const struct luks_header *h, struct storage *st, uint64_t base,
              const struct format_key *key, struct error *e)

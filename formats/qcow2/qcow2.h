@@ -507,6 +507,11 @@ extern void qcow2_give_back (struct qcow2 *q, uint64_t host, uint64_t nr);
 extern int qcow2_unlock (struct format *f, const struct format_key *key,
                          struct error *e);
 
+extern const struct format_option qcow2_amend_options[];
+extern int qcow2_change_key (struct format *f, const struct format_key *key,
+                             const struct format_key_change *change,
+                             struct error *e);
+
 /* The members of "encrypt". */
 extern int qcow2_info_crypt (const struct qcow2 *q, json_t *out,
                              struct error *e);
