@@ -216,6 +216,11 @@ walk_compressed (struct checker *c, struct walk *w, struct error *e)
                    " with non-zero subcluster allocation bitmap, entry=0x%"
                    PRIx64, w->guest >> c->q->cluster_bits, entry);
   count_allocated (c, w, true, true);
+  if (c->first && host < c->q->cluster_size)
+    check_finding (c, FINDING_LOST, "ERROR compressed cluster at 0x%" PRIx64
+                   ", where the header is", host);
+  if (c->repairing && host < c->q->cluster_size)
+    return 0;
   if (check_add_range (c, host, length, w->item->refs, REF_PLAIN, &inside,
                        e) == -1)
     return -1;
