@@ -186,8 +186,10 @@ l2-zero-extended    extended 0 0x40000 8000000000050001
 l2-behind-end       written 0 0x40000 800000ffffff0000
 l2-behind-end-zero  written 0 0x40000 800000ffffff0001
 l2-behind-v2        version2 0 0x40000 80000000ffff0000
-l2-behind-v2-back   v2-backing 0 0x40000 80000000ffff0000
+l2-behind-v2-back   v2-backing 2 0x40000 80000000ffff0000
 l2-behind-extended  extended 0 0x40000 80000000ffff0000
+l2-behind-and-shared written 0 0x40000 8000000000030000 0x40008 8000000000090000
+l2-behind-no-block  written 0 0x10000 0000000000000000 0x40008 8000000000090000
 l2-zero-unaligned   written 0 0x40000 8000000000052a01
 packed-bitmap       extended 0 0x40000 4000000000050000ffffffffffffffff
 raw-without-file    written 0 88 0000000000000002

@@ -558,6 +558,18 @@ check_overlaps (struct checker *c, struct error *e)
 
 /* ---- entry point ---- */
 
+static int
+find_backing (struct checker *c, struct error *e)
+{
+  uint8_t field[8];
+
+  if (storage_pread (c->st, field, sizeof field, H_BACKING_FILE_OFFSET,
+                     e) == -1)
+    return -1;
+  c->names_backing = get_be64 (field) != 0;
+  return 0;
+}
+
 int
 checker_init (struct checker *c, struct qcow2 *q,
               const struct format_check_options *opts,
@@ -574,6 +586,8 @@ checker_init (struct checker *c, struct qcow2 *q,
   c->memory = (size_t) max_u64 (memory ? memory : DEFAULT_MEMORY, MIN_MEMORY);
   c->max_l2 = c->memory / 8 / sizeof *c->l2;
   c->first = true;
+  if (q->version < 3 && find_backing (c, e) == -1)
+    return -1;
   return refmap_init (&c->refs, c->memory / 8 * 5, e);
 }
 

@@ -105,6 +105,7 @@ struct checker {
   struct storage *st;
   const struct format_check_options *opts;      /* NULL = silent */
   struct format_check_result *result;
+  bool names_backing;           /* the header does; of version 2 only */
   uint64_t nr_clusters;         /* of the file, the last one may be cut */
   size_t memory;                /* bytes, for everything */
   bool ignore_refcounts;        /* the refcount table and blocks are about to
@@ -222,6 +223,9 @@ extern int check_each_l2_table (struct checker *c, void *opaque,
  * with bits that nobody sets: it may be no entry at all.
  */
 extern bool check_needs_no_host (const struct qcow2 *q, struct l2_entry v);
+
+/* Can an entry say what V does where there is no cluster, only zeroes? */
+extern bool check_can_drop_host (const struct checker *c, struct l2_entry v);
 
 /* The bits of an L2 entry that must be 0. */
 extern uint64_t check_l2_reserved (const struct qcow2 *q);

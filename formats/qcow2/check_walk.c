@@ -247,6 +247,14 @@ check_needs_no_host (const struct qcow2 *q, struct l2_entry v)
   return q->version >= 3 && (v.entry & L2_ZERO);
 }
 
+bool
+check_can_drop_host (const struct checker *c, struct l2_entry v)
+{
+  if ((uint32_t) v.bitmap & (v.bitmap >> 32))
+    return false;
+  return c->q->version >= 3 || !c->names_backing;
+}
+
 /* What is wrong with an entry in itself. */
 static void
 report_entry (struct checker *c, const struct walk *w, uint64_t host)
@@ -310,6 +318,19 @@ entry_kind (const struct walk *w)
   return w->v.entry & ENTRY_COPIED ? REF_COPIED : REF_SHARED;
 }
 
+/* What points behind the end of the file reads as zeroes, and an entry without
+ * a place can say so, but not in version 2 where there is a backing file.
+ */
+static enum finding
+outside_kind (const struct checker *c, struct l2_entry v)
+{
+  uint64_t host = v.entry & ENTRY_OFFSET_MASK;
+
+  if (!is_aligned (host, c->q->cluster_size))
+    return FINDING_CORRUPTION;
+  return check_can_drop_host (c, v) ? FINDING_ENTRY : FINDING_LOST;
+}
+
 static int
 walk_entry (struct checker *c, struct walk *w, struct error *e)
 {
@@ -331,8 +352,7 @@ walk_entry (struct checker *c, struct walk *w, struct error *e)
                        entry_kind (w), &inside, e) == -1)
     return -1;
   if (!inside && c->first)
-    check_outside (c, is_aligned (host, c->q->cluster_size) ? FINDING_ENTRY
-                   : FINDING_CORRUPTION, host, c->q->cluster_size);
+    check_outside (c, outside_kind (c, w->v), host, c->q->cluster_size);
   c->flags_suspect |= !inside && w->item->active_refs;
   return 0;
 }

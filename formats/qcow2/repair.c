@@ -9,7 +9,8 @@
  *   - where a table cannot be read, or metadata lie on other metadata, nothing
  *     is done at all;
  *   - as long as an entry leads nowhere, nobody knows which clusters were its
- *     own: leaks stay, and refcounts are not made anew;
+ *     own: leaks stay, refcounts are not made anew, and the file does not grow,
+ *     lest the entry lead into something new;
  *   - refcounts go up before anything new refers to a cluster, and down after
  *     what referred to it was changed.
  */
@@ -269,14 +270,6 @@ one_step (struct repair *r,
   return result == 0 ? repair_flush (r, e) : -1;
 }
 
-/* Dangling entries of version 2 may need a cluster of zeroes. */
-static bool
-wants_moves (const struct repair *r)
-{
-  return r->damage.shared
-    || (r->damage.entries && r->q->version < 3 && r->has_backing);
-}
-
 static int
 repair_tables (struct repair *r, struct error *e)
 {
@@ -287,14 +280,18 @@ repair_tables (struct repair *r, struct error *e)
       return -1;
     r->result->corruptions_fixed += d->autoclear;
   }
-  if (wants_moves (r) && repair_moves (r, false, e) == -1)
+  if (d->entries && one_step (r, repair_entries, e) == -1)
+    return -1;
+  /* What follows makes the file longer, and what points behind its end must not
+   * point into that.
+   */
+  if (d->lost)
+    return 0;
+  if (d->shared && repair_moves (r, false, e) == -1)
     return -1;
   if (d->too_many && repair_moves (r, true, e) == -1)
     return -1;
-  if (d->entries && one_step (r, repair_entries, e) == -1)
-    return -1;
-  /* A table that is not there has entries of zeroes. */
-  return d->snapshots && !d->lost ? repair_snapshots (r, e) : 0;
+  return d->snapshots ? repair_snapshots (r, e) : 0;
 }
 
 /* Is all well now? */
@@ -374,18 +371,6 @@ repair (struct repair *r, struct error *e)
   return 0;
 }
 
-static int
-find_backing (struct repair *r, struct error *e)
-{
-  uint8_t field[8];
-
-  if (storage_pread (r->q->format.storage, field, sizeof field,
-                     H_BACKING_FILE_OFFSET, e) == -1)
-    return -1;
-  r->has_backing = get_be64 (field) != 0;
-  return 0;
-}
-
 /* What was found less what was mended, until somebody looks again. */
 static void
 settle (struct format_check_result *result)
@@ -409,7 +394,7 @@ qcow2_repair (struct qcow2 *q, const struct format_check_options *opts,
 
   if (!r.table)
     error_nomem (e, "a table", (size_t) q->cluster_size);
-  else if (find_backing (&r, e) == 0) {
+  else {
     status = result->corruptions || result->leaks || result->check_errors
       ? repair (&r, e) : 0;
     if (status == 0)

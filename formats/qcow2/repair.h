@@ -37,7 +37,6 @@ struct repair {
   uint64_t end;                 /* clusters up to the last one that is in use,
                                    or whose refcount says so */
   bool anew;                    /* the refcounts must be made anew */
-  bool has_backing;             /* a backing file is recorded */
   bool begun;                   /* something was written */
   uint64_t nr_told;
   uint8_t *table;               /* owned; a cluster, for changes */

@@ -46,33 +46,28 @@ mend_data_file (const struct qcow2 *q, struct l2_entry v, uint64_t guest)
 
 /* There is nothing where the entry points to, and it reads as zeroes. */
 static struct l2_entry
-drop_host (const struct repair *r, struct l2_entry v)
+drop_host (const struct qcow2 *q, struct l2_entry v)
 {
-  const struct qcow2 *q = r->q;
   struct l2_entry none = { .entry = 0 };
 
-  if (q->extended_l2) {
+  if (q->extended_l2)
     none.bitmap = (v.bitmap & UINT64_C (0xffffffff00000000)) | v.bitmap << 32;
-    return none;
-  }
-  if (q->version >= 3)
+  else if (q->version >= 3)
     none.entry = L2_ZERO;
-  else if (r->has_backing)      /* version 2 cannot say it: repair_moves */
-    return v;
   return none;
 }
 
 static struct l2_entry
-mend_plain (const struct checker *c, const struct repair *r,
-            struct l2_entry v)
+mend_plain (const struct checker *c, struct l2_entry v)
 {
   const struct qcow2 *q = c->q;
   uint64_t host = v.entry & ENTRY_OFFSET_MASK;
 
   v.entry &= ~check_l2_reserved (q);
   if (!is_aligned (host, q->cluster_size)
-      || host >> q->cluster_bits >= c->nr_clusters)
-    return drop_host (r, v);
+      || (host >> q->cluster_bits >= c->nr_clusters
+          && check_can_drop_host (c, v)))
+    return drop_host (q, v);
   return v;
 }
 
@@ -95,7 +90,7 @@ mend_table (struct checker *c, struct repair *r, void *opaque,
     else if (q->incompatible_features & INCOMPAT_DATA_FILE)
       to = mend_data_file (q, v, (first + i) << q->cluster_bits);
     else
-      to = mend_plain (c, r, v);
+      to = mend_plain (c, v);
     if (to.entry == v.entry && to.bitmap == v.bitmap)
       continue;
     r->result->corruptions_fixed++;

@@ -86,24 +86,12 @@ clusters_of (const struct checker *c, struct l2_entry v, uint64_t *first,
   *nr = ((host + length - 1) >> bits) - *first + 1;
 }
 
-/* Version 2 with a backing file cannot call a cluster zero. */
 static bool
-is_dangling (const struct checker *c, const struct repair *r,
-             struct l2_entry v, uint64_t first)
-{
-  return first >= c->nr_clusters && c->q->version < 3 && r->has_backing
-    && !(v.entry & L2_COMPRESSED);
-}
-
-static bool
-must_move (const struct checker *c, const struct repair *r,
-           const struct moves *m, struct l2_entry v, uint64_t first,
+must_move (const struct checker *c, const struct moves *m, uint64_t first,
            uint64_t nr)
 {
   uint64_t most = m->too_many ? refcount_max (c->q) : 0;
 
-  if (!m->too_many && is_dangling (c, r, v, first))
-    return c->refs.hi >= c->nr_clusters;        /* in the last window */
   for (uint64_t i = first; i < first + nr; ++i)
     if (refmap_get (&c->refs, i).count > most)
       return true;
@@ -184,7 +172,7 @@ move_in_table (struct checker *c, struct repair *r, void *opaque,
     struct l2_entry v = table_edit_get (c->q, t, i);
 
     clusters_of (c, v, &first, &nr);
-    if (nr == 0 || !must_move (c, r, m, v, first, nr))
+    if (nr == 0 || !must_move (c, m, first, nr))
       continue;
     if (move_entry (r, m, &v, first, nr, e) == -1)
       return -1;

@@ -30,11 +30,14 @@ is_sound (const struct checker *c, struct l2_entry v)
     return !data_file && host >= q->cluster_size
       && (host + length - 1) >> q->cluster_bits < c->nr_clusters;
   }
-  if (q->extended_l2
-      && (((uint32_t) v.bitmap & (v.bitmap >> 32))
-          || ((uint32_t) v.bitmap && host == 0 && !data_file)))
-    return false;
-  return is_aligned (host, q->cluster_size) || check_needs_no_host (q, v);
+  if (!is_aligned (host, q->cluster_size))
+    return check_needs_no_host (q, v);
+  if (data_file)
+    return true;
+  if (host == 0)
+    return (uint32_t) v.bitmap == 0;
+  return host >> q->cluster_bits < c->nr_clusters
+    || check_can_drop_host (c, v);
 }
 
 static bool
