@@ -283,3 +283,47 @@ reads_as_good_or_fails () {
     [ "$status" = 3 ]
   fi
 }
+
+# survives COMMAND...: it ends by itself, soon, in little memory
+survives () {
+  run timeout 20 bash -c 'ulimit -v 600000; exec "$@"' - "$@"
+  [ "$status" -le 3 ] || fail "status $status: $*"$'\n'"$output"
+}
+
+# survives_served IMAGE SHELL-TEXT
+survives_served () {
+  run timeout 20 bash -c 'ulimit -v 2000000; exec "$@"' - "$config_NBDKIT" \
+    -U - "$PLUGIN" "file=$1" format=qed --run "$2"
+  [ "$status" -le 3 ] || fail "status $status: $*"$'\n'"$output"
+}
+
+@test "no entry makes the tool or the plugin crash, or write over tables" {
+  local at entry
+  [ -z "$config_sanitizers" ] || skip "no address space is enough for them"
+  for at in 0x10000 0x50000; do
+    for entry in 0100000000000000 0200000000000000 0000010000000000 \
+        0000060000000000 00000c0000000000 0000100000000000 \
+        000000000000ff7f ffffffffffffffff; do
+      cp good bad
+      poke bad $at $entry
+      survives "$NBDIMG" io -r -c 'read 0 192k' -c 'read 2G 64k' bad
+      survives "$NBDIMG" map bad
+      survives "$NBDIMG" io -c 'write -P 9 0 64k' -c 'write -P 9 3M 1k' \
+        -c 'write -P 9 2G 64k' -c 'write -z 64k 64k' -c 'discard 0 4G' bad
+      # Neither the header nor the L1 table were taken for data.
+      [ "$(peek bad 0 16)" = "$(peek good 0 16)" ] || fail "$at $entry: header"
+      ! peek bad 0x10010 64 | grep -q 0909 || fail "$at $entry: L1"
+    done
+  done
+  for at in 4 12 40 48; do
+    cp good bad
+    poke bad $at ffffffff
+    survives_served bad 'nbdinfo "$uri"'
+  done
+  for entry in 0000060000000000 ffffffffffffffff 0000010000000000; do
+    cp good bad
+    poke bad 0x50000 $entry
+    survives_served bad \
+      'nbdcopy "$uri" null:; nbdinfo --map "$uri" >/dev/null'
+  done
+}
