@@ -359,6 +359,15 @@ slices_drop_all_locked (struct slice_cache *c)
   }
 }
 
+void
+slices_forget_locked (struct slice_cache *c)
+{
+  while (c->lru_first) {
+    assert (!c->lru_first->loading && c->lru_first->pins == 0);
+    kill_slice (c, c->lru_first);
+  }
+}
+
 bool
 slices_cached_locked (struct slice_cache *c, uint64_t host, uint64_t length)
 {

@@ -123,6 +123,11 @@ extern void slices_drop_locked (struct slice_cache *c, uint64_t host,
 extern void slices_drop_all_locked (struct slice_cache *c)
   REQUIRES (c->mutex);
 
+/* Forget all that is cached: the tables were changed on disk.  No operation is
+ * under way.
+ */
+extern void slices_forget_locked (struct slice_cache *c) REQUIRES (c->mutex);
+
 /* Is a slice of a table inside [host, host+length) cached?  Cheap. */
 extern bool slices_cached_locked (struct slice_cache *c, uint64_t host,
                                   uint64_t length) REQUIRES (c->mutex);

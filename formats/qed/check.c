@@ -495,7 +495,13 @@ qed_mend (struct qed *q, struct error *e)
   };
   struct format_check_result r;
 
-  if (qed_check (&q->format, &opts, &r, e) == -1)
+  int result = qed_check (&q->format, &opts, &r, e);
+
+  /* Readers were here before, and have slices with what was mended. */
+  mutex_lock (q->cache.mutex);
+  slices_forget_locked (&q->cache);
+  mutex_unlock (q->cache.mutex);
+  if (result == -1)
     return -1;
   if (r.corruptions == 0 && r.check_errors == 0)
     return 0;

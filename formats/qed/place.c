@@ -236,10 +236,12 @@ qed_abandon (struct format *f, const struct placement *p)
 
 /* ---- unmap ---- */
 
-/* Make NR entries say V as far as they refer to no data; *N = how many do. */
+/* Make entries say V as far as they refer to no data; *N = how many do.  A zero
+ * entry reads as zeroes as it is, so only UNMAP_TRANSPARENT changes it.
+ */
 static bool
-set_entries (const struct qed_entries *entries, uint64_t v, bool data_too,
-             uint64_t *n)
+set_entries (const struct qed_entries *entries, uint64_t v,
+             enum unmap_how how, bool data_too, uint64_t *n)
 {
   bool changed = false;
 
@@ -249,6 +251,8 @@ set_entries (const struct qed_entries *entries, uint64_t v, bool data_too,
 
     if (is_placed (old) && !data_too)
       break;
+    if (old == QED_ZERO && how == UNMAP_ZERO)
+      continue;
     if (old != v)
       put_le64 (p, v);
     changed |= old != v;
@@ -256,11 +260,16 @@ set_entries (const struct qed_entries *entries, uint64_t v, bool data_too,
   return changed;
 }
 
-/* The entry that a cluster without data gets. */
+/* The entry that a cluster without data gets.  The backing file that the image
+ * names may not be followed now, but another time.
+ */
 static uint64_t
-empty_entry (const struct qed *q, enum unmap_how how)
+empty_entry_locked (const struct qed *q, enum unmap_how how)
+  REQUIRES (q->cache.mutex)
 {
-  return how == UNMAP_ZERO && q->has_backing ? QED_ZERO : 0;
+  bool backing = q->has_backing || (q->features & QED_F_BACKING_FILE);
+
+  return how == UNMAP_ZERO && backing ? QED_ZERO : 0;
 }
 
 /* DATA_TOO: data clusters are forgotten as well. */
@@ -269,7 +278,7 @@ unmap_locked (struct qed *q, struct slice_op *op, uint64_t guest,
               uint64_t length, enum unmap_how how, bool data_too,
               uint64_t *done, struct error *e) REQUIRES (q->cache.mutex)
 {
-  uint64_t v = empty_entry (q, how), l2, n;
+  uint64_t v = empty_entry_locked (q, how), l2, n;
   struct qed_entries entries;
   int r = qed_find_l2_locked (q, op, guest, &l2, e);
 
@@ -282,7 +291,7 @@ unmap_locked (struct qed *q, struct slice_op *op, uint64_t guest,
   r = own_entries_locked (q, op, guest, length, &entries, e);
   if (r != 1)
     return r;
-  if (set_entries (&entries, v, data_too, &n))
+  if (set_entries (&entries, v, how, data_too, &n))
     slice_dirty_locked (&q->cache, entries.slice);
   *done = min_u64 (length, (n << q->g.cluster_bits));
   return 1;
