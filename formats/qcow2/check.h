@@ -31,7 +31,7 @@
 
 #include "formats/qcow2/qcow2.h"
 #include "formats/qcow2/reader.h"
-#include "formats/qcow2/refmap.h"
+#include "formats/refmap.h"
 #include "formats/qcow2/stream.h"
 
 /* ---- segments.c ---- */

@@ -19,7 +19,7 @@
 #define NBDIMG_QCOW2_REFS_H
 
 #include "formats/qcow2/qcow2.h"
-#include "formats/qcow2/refmap.h"
+#include "formats/refmap.h"
 
 struct l1_refs {
   /* fixed after refs_load */

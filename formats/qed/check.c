@@ -5,7 +5,7 @@
  * inside.  Specification: "Consistency checking".
  *
  * Who refers to which cluster is counted in a map of bounded memory, one window
- * of clusters after the other (formats/qcow2/refmap.h); an image that fits the
+ * of clusters after the other (formats/refmap.h); an image that fits the
  * memory, and nearly all do, has one window.  Each L2 table is read once in a
  * window, however many L1 entries point to it, and holes of the file are not
  * read: the cost depends on what there is, not on what an image claims.
@@ -32,7 +32,7 @@
 #include "common/cleanup.h"
 #include "common/log.h"
 #include "formats/holes.h"
-#include "formats/qcow2/refmap.h"
+#include "formats/refmap.h"
 #include "formats/qed/qed.h"
 
 #define DEFAULT_MEMORY (64 * MiB)

@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "common/bytes.h"
-#include "formats/qcow2/refmap.h"
+#include "formats/refmap.h"
 
 /* ---- cells ----
  *

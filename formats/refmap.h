@@ -15,8 +15,8 @@
  * Locking: none, one thread.
  */
 
-#ifndef NBDIMG_QCOW2_REFMAP_H
-#define NBDIMG_QCOW2_REFMAP_H
+#ifndef NBDIMG_REFMAP_H
+#define NBDIMG_REFMAP_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -105,4 +105,4 @@ refmap_add (struct refmap *m, uint64_t cluster, uint64_t nr,
   return 0;
 }
 
-#endif /* NBDIMG_QCOW2_REFMAP_H */
+#endif /* NBDIMG_REFMAP_H */
