@@ -257,3 +257,64 @@ extended-both-bits  extended 2 0x40008 ffffffffffffffff
 extended-no-place   extended 2 0x40000 000000000000000000000000ffffffff
 '
 }
+
+@test "repair: clusters of an image with LUKS encryption stay in their place" {
+  local l1 l2
+  "$NBDIMG" create -q -f qcow2 --object secret,id=s0,data=abc \
+    -o encrypt.format=luks,encrypt.key-secret=s0,encrypt.iter-time=50 \
+    damaged.qcow2 4M
+  "$NBDIMG" io --object secret,id=s0,data=abc --image-opts \
+    driver=qcow2,file.filename=damaged.qcow2,encrypt.key-secret=s0 \
+    -c 'write -q 0 256k'
+  l1=$((0x$(xxd -p -s 40 -l 8 damaged.qcow2)))
+  l2=$((0x$(xxd -p -s $((l1 + 2)) -l 6 damaged.qcow2)))
+  poke damaged.qcow2 $l2 8000"$(printf %012x $l1)"
+  # reserved bits, which could be mended
+  poke damaged.qcow2 $((l2 + 8)) bf
+  repair_twice luks all
+  [ "$first" = 1 ]
+  [[ $(cat err) == *'their place is part of'* ]]
+}
+
+@test "repair: JSON says what was mended, and the status what is left" {
+  make_base written
+  poke base.qcow2 0x20010 0001        # a leak
+  poke base.qcow2 0x40018 0000000000000000
+  poke base.qcow2 0x2000a 0003        # and another
+  poke base.qcow2 0x40008 0000000000060000
+  cp base.qcow2 t.qcow2
+  "$NBDIMG" check -r all --output=json t.qcow2 2>/dev/null >out
+  [ "$(jq -c '[."corruptions-fixed", ."leaks-fixed", .corruptions, .leaks,
+    ."check-errors"]' out)" = '[1,2,null,null,0]' ] || fail "$(cat out)"
+  cp base.qcow2 t.qcow2
+  poke t.qcow2 0x40010 8000000000072a00
+  expect_error 2 "'convert --salvage'" "$NBDIMG" check -r all t.qcow2
+  # A writer keeps a repair out, and -U does not help.
+  new_socket
+  start qemu-nbd -f qcow2 -k "$SOCKET" --pid-file="$PIDFILE" t.qcow2
+  wait_for_server $STARTED_PID
+  expect_error 1 lock "$NBDIMG" check -r all t.qcow2
+  expect_error 1 force-share "$NBDIMG" check -U -r all t.qcow2
+}
+
+@test "repair: an interrupted one leaves an image that another one mends" {
+  need_test_storage
+  local k status
+  make_base snap
+  poke base.qcow2 0x10000 0000000000000000
+  poke base.qcow2 0xb0010 8000000000000000
+  cp base.qcow2 t.qcow2
+  content before.raw
+  for k in 1 2 3 4 6 8 11 15; do
+    cp base.qcow2 t.qcow2
+    status=0
+    NBDIMG_TEST_STORAGE="fault:op=write,index=$k,count=0,errno=ENOSPC" \
+      "$NBDIMG" check -q -r all t.qcow2 2>/dev/null || status=$?
+    same_content "write $k failed"
+    "$NBDIMG" check -q -r all t.qcow2 2>/dev/null
+    same_content "after write $k"
+    qemu-img check -q t.qcow2
+  done
+  # So many writes there are not.
+  [ $status = 0 ] || fail "write $k was not the last"
+}

@@ -251,7 +251,13 @@ refuse (struct repair *r, struct error *e)
   if (r->anew && d->lost)
     return error_set (e, EIO, "its refcounts must be made anew, but not all"
                       " that is in use is known: %s", d->text);
-  return d->shared ? repair_check_shared (r, e) : 0;
+  if (d->shared && repair_check_shared (r, e) == -1)
+    return -1;
+  if (r->opts->repair != REPAIR_ALL || d->lost)
+    return 0;
+  if (d->shared && repair_check_moves (r, false, e) == -1)
+    return -1;
+  return d->too_many ? repair_check_moves (r, true, e) : 0;
 }
 
 /* ---- the steps ---- */

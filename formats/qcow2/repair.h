@@ -117,4 +117,8 @@ extern int repair_check_shared (struct repair *r, struct error *e);
  */
 extern int repair_moves (struct repair *r, bool too_many, struct error *e);
 
+/* Would that be refused?  Nothing is written. */
+extern int repair_check_moves (struct repair *r, bool too_many,
+                               struct error *e);
+
 #endif /* NBDIMG_QCOW2_REPAIR_H */

@@ -233,9 +233,10 @@ refuse (const struct repair *r, const struct moves *m, struct error *e)
   uint64_t most = max_u64 (MAX_MOVED_BYTES,
                            storage_size (q->format.storage));
 
-  if (q->crypt_method > 1)
-    return error_set (e, ENOTSUP, "clusters of an encrypted image cannot move:"
-                      " their place is part of the key");
+  if (q->crypt_method == CRYPT_LUKS)
+    return error_set (e, EIO, "clusters of an image with LUKS encryption cannot"
+                      " move: their place is part of what they are encrypted"
+                      " with");
   /* As far as the entry of a compressed cluster can say. */
   if ((r->end + m->nr) >> (62 - (q->cluster_bits - 8) - q->cluster_bits))
     return error_set (e, EFBIG, "the image is too large for clusters to move");
@@ -245,29 +246,51 @@ refuse (const struct repair *r, const struct moves *m, struct error *e)
   return 0;
 }
 
+/* Count what must move, and see whether it can. */
+static int
+count (struct repair *r, struct moves *m, struct error *e)
+{
+  m->counting = true;
+  if ((r->q->incompatible_features & INCOMPAT_DATA_FILE)
+      || (m->too_many && refcount_max (r->q) > UINT32_MAX))
+    return 0;
+  if (run (r, m, e) == -1)
+    return -1;
+  return m->nr > 0 ? refuse (r, m, e) : 0;
+}
+
+int
+repair_check_moves (struct repair *r, bool too_many, struct error *e)
+{
+  struct moves m = { .too_many = too_many };
+
+  return count (r, &m, e);
+}
+
+static int
+move_all (struct repair *r, struct moves *m, struct error *e)
+{
+  size_t len = (size_t) r->q->cluster_size * MAX_ENTRY_CLUSTERS;
+  int result;
+
+  m->end = m->next + m->nr;
+  m->counting = false;
+  m->buf = malloc (len);
+  if (!m->buf)
+    return error_nomem (e, "clusters", len);
+  result = run (r, m, e);
+  free (m->buf);
+  return result;
+}
+
 int
 repair_moves (struct repair *r, bool too_many, struct error *e)
 {
-  struct moves m = { .too_many = too_many, .counting = true };
-  int result = -1;
+  struct moves m = { .too_many = too_many };
 
-  if ((r->q->incompatible_features & INCOMPAT_DATA_FILE)
-      || (too_many && refcount_max (r->q) > UINT32_MAX))
-    return 0;
-  if (run (r, &m, e) == -1)
+  if (count (r, &m, e) == -1)
     return -1;
-  if (m.nr > 0
-      && (refuse (r, &m, e) == -1
-          || repair_reserve (r, m.nr, m.refs, &m.next, e) == -1))
+  if (m.nr > 0 && repair_reserve (r, m.nr, m.refs, &m.next, e) == -1)
     return -1;
-  m.end = m.next + m.nr;
-  m.counting = false;
-  m.buf = malloc ((size_t) r->q->cluster_size * MAX_ENTRY_CLUSTERS);
-  if (!m.buf)
-    error_nomem (e, "clusters",
-                 (size_t) r->q->cluster_size * MAX_ENTRY_CLUSTERS);
-  else
-    result = run (r, &m, e);
-  free (m.buf);
-  return result;
+  return move_all (r, &m, e);
 }
