@@ -369,6 +369,35 @@ active_slots () {
   done
 }
 
+@test "amend: every option, in both forms" {
+  luks_key
+  new_luks our_create disk
+  local add=state=active,new-secret=s,iter-time=0
+  "$NBDIMG" amend "${SECRET[@]}" -p -t none -o $add --image-opts \
+    "$(opts disk)" >out
+  grep -q '100.00/100%' out
+  "$NBDIMG" amend "${SECRET[@]}" -p -q --cache=directsync --options=$add \
+    --image-opts "$(opts disk)" >out
+  "$NBDIMG" amend "${SECRET[@]}" -o state=inactive --quiet -o keyslot=0 \
+    --image-opts "$(opts disk)" >>out
+  [ ! -s out ]
+  expect_error 1 "Refusing to overwrite" "$NBDIMG" amend "${SECRET[@]}" \
+    -o $add,keyslot=1 --image-opts "$(opts disk)"
+  "$NBDIMG" amend "${SECRET[@]}" --force -o $add,keyslot=1 --image-opts \
+    "$(opts disk)"
+  [ "$(active_slots)" = '[0,1,1,0,0,0,0,0]' ]
+  "$NBDIMG" amend "${SECRET[@]}" -f luks -o $add \
+    "json:{\"driver\":\"luks\",\"key-secret\":\"s\",
+      \"file\":{\"driver\":\"file\",\"filename\":\"disk\"}}"
+  expect_error 1 "'key-secret' is required" "$NBDIMG" amend "${SECRET[@]}" \
+    --format=luks -o $add disk
+  expect_error 1 "mutually exclusive" "$NBDIMG" amend -f luks -o $add \
+    --image-opts "$(opts disk)"
+  expect_error 1 "Must specify options" "$NBDIMG" amend disk
+  "$NBDIMG" amend -f luks -o help >out
+  qemu-img amend -f luks -o help | diff out -
+}
+
 @test "amend refuses what would lose the data, and what makes no sense" {
   luks_key
   new_luks our_create disk
