@@ -60,8 +60,8 @@ check_possible (const struct image *im, uint64_t size,
     return error_set (e, EROFS, "%s: the image is open for reading only",
                       im->name);
   if (!ops->resize)
-    return error_set (e, ENOTSUP, "%s: resizing %s images is not built yet",
-                      im->name, ops->name);
+    return error_set (e, ENOTSUP, "%s: Image format driver does not support"
+                      " resize (%s)", im->name, ops->name);
   if (mode == PREALLOCATION_OFF)
     return 0;
   if (size <= image_size (im))

@@ -169,6 +169,21 @@ map_locked (struct qcow *q, struct slice_op *op, uint64_t guest,
   return 1;
 }
 
+/* A damaged image may have a table where a cluster is.  What is written there
+ * would change the very entries that lead to it.
+ */
+static int
+refuse_table_locked (struct qcow *q, const struct mapping *m, struct error *e)
+  REQUIRES (q->cache.mutex)
+{
+  if (!q->writing || m->kind != MAP_DATA
+      || !slices_cached_locked (&q->cache, m->host, m->length))
+    return 1;
+  return error_set (e, EIO, "corrupt image: a cluster at 0x%" PRIx64 " (or up to"
+                    " %" PRIu64 " bytes behind) is used as a table too",
+                    m->host, m->length);
+}
+
 int
 qcow_map (struct format *f, struct format_view *view, uint64_t guest,
           uint64_t length, struct mapping *m, struct error *e)
@@ -182,6 +197,8 @@ qcow_map (struct format *f, struct format_view *view, uint64_t guest,
   do
     r = map_locked (q, &op, guest, length, m, e);
   while (r == 0);
+  if (r == 1)
+    r = refuse_table_locked (q, m, e);
   slice_op_end_locked (&q->cache, &op);
   mutex_unlock (q->cache.mutex);
   return r == 1 ? 0 : -1;

@@ -200,7 +200,9 @@ look (struct checker *c, struct error *e)
     tell (c, 1, "ERROR: allocated blocks mismatch, is %" PRIu64 ", should be"
           " %" PRIu64, c->survey.end, c->v->recorded);
   }
-  if (c->survey.gaps)
+  if (c->survey.stopped)
+    tell (c, 1, "The rest of the block map was not looked at");
+  else if (c->survey.gaps)
     tell (c, 1, "%" PRIu64 " places are not in use; the next writer takes"
           " them", c->survey.gaps);
   return 0;

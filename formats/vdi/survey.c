@@ -86,6 +86,17 @@ visit (struct walk *w, uint64_t block, uint32_t entry, struct error *e)
   return is_wrong (w, SURVEY_DUPLICATE, block, entry, &w->s->duplicates, e);
 }
 
+/* A map in which more than half of a million entries and more share their place
+ * is no map; a hole of 2 GiB would take seconds.
+ */
+enum { MANY_DUPLICATES = 1 << 20 };
+
+static bool
+is_hopeless (const struct survey *s)
+{
+  return s->duplicates >= MANY_DUPLICATES && s->duplicates > s->used / 2;
+}
+
 static int
 walk_piece (struct walk *w, uint64_t block, uint64_t nr, struct error *e)
 {
@@ -101,7 +112,7 @@ walk (struct walk *w, struct error *e)
   struct vdi *v = w->v;
   uint64_t block, nr;
 
-  for (block = 0; block < v->blocks; block += nr) {
+  for (block = 0; block < v->blocks && !w->s->stopped; block += nr) {
     nr = min_u64 (PIECE / 4, v->blocks - block);
     if (w->s->progress && !w->s->progress (w->s->opaque, block, v->blocks))
       return error_set (e, ECANCELED, "cancelled");
@@ -110,6 +121,7 @@ walk (struct walk *w, struct error *e)
       return error_prefix (e, "block map");
     if (walk_piece (w, block, nr, e) == -1)
       return -1;
+    w->s->stopped = is_hopeless (w->s);
   }
   return 0;
 }
@@ -138,7 +150,7 @@ walk_windows (struct walk *w, struct error *e)
     find_gaps (w);
     memset (w->bits, 0, (w->nr + 7) / 8);
     w->first += w->nr;
-  } while (w->first < w->s->end);
+  } while (w->first < w->s->end && !w->s->stopped);
   return 0;
 }
 
@@ -166,5 +178,6 @@ vdi_survey (struct vdi *v, struct survey *s, struct error *e)
     return error_nomem (e, "the places of a VDI image", PIECE + w.nr / 8);
   s->used = s->end = s->duplicates = s->outside = s->cut = s->gaps = 0;
   s->nr_free = 0;
+  s->stopped = false;
   return walk_windows (&w, e);
 }

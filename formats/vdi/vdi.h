@@ -195,6 +195,8 @@ struct survey {
   uint64_t used;                /* entries that have a place */
   uint64_t end;                 /* the largest index, and one */
   uint64_t duplicates, outside, cut;
+  bool stopped;                 /* so many duplicates that the rest of the map
+                                   was not looked at */
   uint64_t gaps;                /* indexes below end that no entry has */
   uint32_t free[VDI_MAX_FREE];  /* the first of these */
   size_t nr_free;

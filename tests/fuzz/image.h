@@ -98,7 +98,7 @@ open_and_use (struct input *in, struct storage *st, bool writable,
 
   if (!im)
     return;
-  if (check)
+  if (check && format->check)
     check_image (im);
   read_all (im);
   while (writable && in->p < in->end && n++ < 64) {
@@ -181,7 +181,7 @@ LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
     in.p++;
     patch (&in, t, st);
   }
-  if (kind & 0x20)
+  if ((kind & 0x20) && format->check)
     repair_twice (st);
   open_and_use (&in, st, kind & 0x80, kind & 0x40);
   storage_close (st);

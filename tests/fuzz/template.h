@@ -2,8 +2,8 @@
  * Copyright the nbdimg developers. */
 
 /* What the fuzzers of images begin with: small valid images, and patches.  Who
- * includes this has defined format, kinds (options of create) and nr_kinds (a
- * power of 2).
+ * includes this has defined format, kinds (options of create), nr_kinds (a
+ * power of 2), and perhaps FUZZ_GUEST_SIZE.
  */
 
 #ifndef NBDIMG_FUZZ_TEMPLATE_H
@@ -18,7 +18,10 @@
 
 enum { MAX_KINDS = 16 };
 
-enum { GUEST_SIZE = 1 << 20, NR_TABLES = 6 };
+#ifndef FUZZ_GUEST_SIZE
+#define FUZZ_GUEST_SIZE (1 << 20)
+#endif
+enum { GUEST_SIZE = FUZZ_GUEST_SIZE, NR_TABLES = 6 };
 
 /* A valid image with data, zeroes and compressed clusters, and where its
  * tables are.
