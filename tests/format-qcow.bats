@@ -98,7 +98,7 @@ make_chain () {
   mkdir "$1"
   random_image "$1/a.raw" 3000320 5
   (
-    cd "$1"
+    cd "$1" || exit
     "$img" create -q -f qcow -b a.raw -F raw b.qcow 6M
     $io -c 'write -q -P 1 0 20k' -c 'write -q -P 2 2900k 60k' b.qcow
     "$img" create -q -f qcow2 -b b.qcow -F qcow c.qcow2
@@ -296,9 +296,9 @@ opts () {
 
 @test "AES in qcow is the same to QEMU and us, and needs the secret" {
   need qemu-img qemu-io
-  local secret=(--object secret,id=s,data=letmein)
+  local secret=(--object 'secret,id=s,data=letmein')
   local make=(create -q -f qcow "${secret[@]}"
-    -o encrypt.format=aes,encrypt.key-secret=s)
+    -o 'encrypt.format=aes,encrypt.key-secret=s')
   qemu-img create -q -f raw raw 3000320
   qemu-img "${make[@]}" theirs 3000320
   "$NBDIMG" "${make[@]}" ours 3000320

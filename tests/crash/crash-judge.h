@@ -95,8 +95,8 @@ found (struct eval *v, const char *what, const char *text, uint64_t time)
 }
 
 /* A VDI image's number of blocks may be too large after a crash: check says so,
- * QEMU's too, and it costs no data (QEMU then takes places further out, which its
- * check may call too large).  One that is smaller than the map uses would: QEMU
+ * QEMU's too, and it costs no data (QEMU then takes places further out, which
+ * its check may call too large).  One that is smaller than the map uses would: QEMU
  * writes over the block that is there.
  */
 static bool
@@ -318,8 +318,8 @@ shell (const struct eval *v, const char *command)
   return WIFEXITED (r) ? WEXITSTATUS (r) : 255;
 }
 
-/* qemu-img's opinion: 0 = consistent, 3 = leaks, 63 = it has none; of VDI images
- * see above.
+/* qemu-img's opinion: 0 = consistent, 3 = leaks, 63 = it has none; of VDI
+ * images see above.
  */
 static bool
 qemu_agrees (struct eval *v, bool dirty, const char *when, uint64_t time)
