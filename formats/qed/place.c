@@ -57,6 +57,10 @@ own_l2_locked (struct qed *q, struct slice_op *op, uint64_t guest,
   if (r != 1 || *l2)
     return r;
   if (q->linking) {
+    /* Who links may have to load a slice, and must not wait for what this
+     * operation holds of the cache.
+     */
+    slice_op_end_locked (&q->cache, op);
     mutex_wait (q->cache.mutex, &q->cache.changed);
     return 0;
   }
