@@ -200,6 +200,29 @@ struct format_snapshot {
 };
 extern void format_snapshots_free (struct format_snapshot *, size_t nr);
 
+/* Dirty bitmaps that the image keeps. */
+struct format_bitmap {
+  char *name;                   /* owned */
+  uint64_t granularity;         /* bytes */
+  bool enabled;                 /* told of every change */
+  bool inconsistent;            /* in use when the image was opened: nobody knows
+                                   what it missed; it can only be removed */
+};
+extern void format_bitmaps_free (struct format_bitmap *, size_t nr);
+
+enum format_bitmap_verb {
+  BITMAP_ADD,                   /* an empty one, enabled */
+  BITMAP_REMOVE,
+  BITMAP_CLEAR, BITMAP_ENABLE, BITMAP_DISABLE,
+  BITMAP_SET,                   /* [offset, offset+length) becomes dirty */
+};
+struct format_bitmap_edit {
+  enum format_bitmap_verb verb;
+  const char *name;
+  uint64_t granularity;         /* ADD: bytes; 0 = the format's default */
+  uint64_t offset, length;      /* SET: bytes */
+};
+
 enum check_repair {
   REPAIR_NONE,                  /* nothing is written */
   REPAIR_LEAKS,                 /* what is harmless and sure: space that nobody
@@ -319,6 +342,13 @@ struct format_ops {
   int (*unmap) (struct format *, uint64_t guest, uint64_t length,
                 enum unmap_how how, uint64_t *done, struct error *);
 
+  /* Guest data of [guest, guest+length) are about to change: whatever keeps
+   * account of changes is told before they do.  The caller holds the range.
+   * NULL = nothing does.
+   */
+  int (*changed) (struct format *, uint64_t guest, uint64_t length,
+                  struct error *);
+
   /* All that completed before, guest data included, is durable. */
   int (*flush) (struct format *, struct error *);
 
@@ -374,6 +404,18 @@ struct format_ops {
   int (*info) (struct format *, json_t *out, struct error *);
   int (*snapshots) (struct format *, struct format_snapshot **, size_t *nr,
                     struct error *);
+
+  /* Persistent bitmaps; structural; NULL = the format has none.  What edit does
+   * is on disk after close.  map: is OFFSET dirty?  *DONE = so far it is the
+   * same.  ENOENT: no such bitmap.  EEXIST: there is one of this name.
+   */
+  int (*bitmaps) (struct format *, struct format_bitmap **, size_t *nr,
+                  struct error *);
+  int (*bitmap_edit) (struct format *, const struct format_bitmap_edit *,
+                      struct error *);
+  int (*bitmap_map) (struct format *, const char *name, uint64_t offset,
+                     uint64_t length, bool *dirty, uint64_t *done,
+                     struct error *);
 
   /* Structural; NULL = the format has no internal snapshots.  On return all is
    * durable.  An error before the change is visible leaves the old state, one

@@ -143,6 +143,14 @@ format_needs_free (struct format_needs *needs)
 }
 
 void
+format_bitmaps_free (struct format_bitmap *bitmaps, size_t nr)
+{
+  for (size_t i = 0; bitmaps && i < nr; ++i)
+    free (bitmaps[i].name);
+  free (bitmaps);
+}
+
+void
 format_snapshots_free (struct format_snapshot *snapshots, size_t nr)
 {
   for (size_t i = 0; snapshots && i < nr; ++i) {

@@ -6,6 +6,7 @@
  *
  * What is dropped must stand in the backing file, durable, before: then a crash
  * at any point leaves each cluster either here or there, with the same bytes.
+ * So no guest data change, and no write hook is told.
  */
 
 #include <config.h>

@@ -133,6 +133,10 @@ struct image {
   bool writing;                 /* begin_write was done */
   uint64_t size;                /* virtual size: image_size () */
 
+  /* changed while frozen (hook.h) */
+  struct write_hook *hooks;     /* borrowed */
+  struct write_hook *format_hook;       /* owned; the format's, or NULL */
+
   struct gate gate;
   struct range_locks ranges;
   struct packed_cache *packed;  /* decoded clusters; own lock (packed.c) */
@@ -291,6 +295,20 @@ extern int image_empty (struct image *im, struct error *e);
 extern int image_change_key (struct image *im,
                              const struct format_key_change *change,
                              const bool *cancel, struct error *e);
+
+/* Persistent bitmaps: as the calls of format_ops, and ENOTSUP where the format
+ * has none.  An image that is open for writing tells those that are enabled of
+ * every change by itself.  merge: what SOURCE of FROM has dirty becomes dirty in
+ * NAME; the disks must have the same size.
+ */
+extern int image_bitmaps (struct image *im, struct format_bitmap **list,
+                          size_t *nr, struct error *e);
+extern int image_bitmap_edit (struct image *im,
+                              const struct format_bitmap_edit *edit,
+                              struct error *e);
+extern int image_bitmap_merge (struct image *im, const char *name,
+                               struct image *from, const char *source,
+                               struct error *e);
 
 /* The frozen side of the gate, for structural operations. */
 extern void image_freeze (struct image *im);

@@ -22,6 +22,7 @@
 #include "common/bytes.h"
 #include "common/cleanup.h"
 #include "image/gate.h"
+#include "image/hook.h"
 #include "image/io.h"
 #include "image/packed.h"
 #include "image/policy.h"
@@ -433,7 +434,9 @@ write_in_place (struct write_job *w, struct error *e)
     r = io_map (w->im, w->offset, w->len, &m, e);
     if (r == -1 || m.kind != MAP_DATA)
       break;
-    r = put (w, m.storage, m.host, (size_t) m.length, w->storage_flags, e);
+    r = hooks_before (w->im, w->offset, m.length, e);
+    if (r == 0)
+      r = put (w, m.storage, m.host, (size_t) m.length, w->storage_flags, e);
     if (r == 0)
       advance (w, m.length);
   }
@@ -449,6 +452,8 @@ write_exclusive (struct write_job *w, struct error *e)
 
   io_lock_clusters (w->im, &range, w->offset, w->len);
   r = io_check_probed_head (w->im, w->buf, w->len, w->offset, e);
+  if (r == 0)
+    r = hooks_before (w->im, w->offset, w->len, e);
   while (r == 0 && w->len > 0)
     r = io_write_piece (w, e);
   range_unlock (&w->im->ranges, &range);
@@ -581,7 +586,9 @@ image_write_stream (struct image *im, const void *buf, size_t len,
     return image_write (im, buf, len, offset, 0, e);
   gate_enter (&im->gate);
   io_lock_clusters (im, &range, offset, len);
-  r = put_stream (im, stream, packed_length, offset, e);
+  r = hooks_before (im, offset, len, e);
+  if (r == 0)
+    r = put_stream (im, stream, packed_length, offset, e);
   range_unlock (&im->ranges, &range);
   gate_leave (&im->gate);
   if (r == -1 || !io_durable (im, 0))

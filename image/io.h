@@ -29,6 +29,9 @@ io_storage (const struct image *im, enum map_storage where)
  */
 enum { IO_KEEP = 1 << 8 };
 
+/* And another: what is zeroed is no guest data yet, and no change to hooks. */
+enum { IO_NO_CHANGE = 1 << 9 };
+
 /* With cache=writethrough and directsync each write is durable when it is
  * answered: its metadata too, which the storage knows nothing of.
  */

@@ -20,6 +20,7 @@
 
 #include <errno.h>
 
+#include "image/hook.h"
 #include "image/image.h"
 #include "image/layer.h"
 
@@ -74,6 +75,8 @@ begin_write_frozen (struct image *im, struct error *e)
   if (!im->writable)
     return error_set (e, EROFS, "%s: the image is open read-only", im->name);
   if (check_share (im, e) == -1 || layer_lock (im, false, true, e) == -1)
+    return -1;
+  if (hook_add_format (im, e) == -1)
     return -1;
   if (ops->begin_write && ops->begin_write (im->format, e) == -1) {
     layer_lock (im, false, false, &ignored);

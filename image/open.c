@@ -14,6 +14,7 @@
 
 #include "common/bytes.h"
 #include "image/gate.h"
+#include "image/hook.h"
 #include "image/image.h"
 #include "image/layer.h"
 #include "image/packed.h"
@@ -160,6 +161,7 @@ close_layer (struct image *im, struct error *e)
     im->format->ops->close_view (im->format, im->view);
   if (im->format && im->format->ops->close (im->format, &bad) == -1)
     r = error_set (e, bad.err, "%s: %s", im->name, bad.text);
+  hooks_free (im);
   packed_cache_free (im->packed);
   storage_close (im->data_file);
   storage_close (im->storage);

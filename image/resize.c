@@ -10,7 +10,7 @@
 #include <errno.h>
 
 #include "common/bytes.h"
-#include "image/image.h"
+#include "image/io.h"
 #include "image/packed.h"
 
 /* What a grown disk shows behind its old end must be zero: where the backing
@@ -47,7 +47,7 @@ zero_tail (struct image *im, uint64_t old, struct error *e)
   end = min_u64 (end, image_size (im));
   if (im->format->info.identity || end <= old)
     return 0;
-  return image_zero (im, old, end - old, IMAGE_MAY_UNMAP, e);
+  return image_zero (im, old, end - old, IMAGE_MAY_UNMAP | IO_NO_CHANGE, e);
 }
 
 static int

@@ -13,6 +13,7 @@
 
 #include "common/bytes.h"
 #include "image/gate.h"
+#include "image/hook.h"
 #include "image/io.h"
 #include "image/packed.h"
 
@@ -83,9 +84,10 @@ share_locked_range (const struct share_job *s, uint64_t offset, uint64_t len,
 {
   struct range range;
   uint64_t n;
-  int r = 1;
+  int r;
 
   io_lock_clusters (s->im, &range, offset, len);
+  r = hooks_before (s->im, offset, len, e) == -1 ? -1 : 1;
   while (r == 1 && *done < len) {
     r = share_step (s, offset + *done, len - *done, &n, e);
     if (r == 1)

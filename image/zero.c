@@ -17,6 +17,7 @@
 
 #include "common/bytes.h"
 #include "image/gate.h"
+#include "image/hook.h"
 #include "image/io.h"
 #include "image/packed.h"
 
@@ -141,6 +142,8 @@ zero_gated (struct write_job *w, uint64_t len, unsigned flags,
 
   io_lock_clusters (w->im, &range, w->offset, len);
   r = io_check_probed_head (w->im, NULL, len, w->offset, e);
+  if (r == 0 && !(flags & IO_NO_CHANGE))
+    r = hooks_before (w->im, w->offset, len, e);
   while (r == 0 && w->offset < end)
     r = zero_step (w, end, flags, e);
   range_unlock (&w->im->ranges, &range);
@@ -204,6 +207,8 @@ trim_identity (struct image *im, uint64_t offset, uint64_t len,
   io_lock_clusters (im, &range, offset, len);
   r = io_check_probed_head (im, NULL, len, offset, e);
   if (r == 0)
+    r = hooks_before (im, offset, len, e);
+  if (r == 0)
     r = storage_trim (im->storage, offset, len, 0, e);
   range_unlock (&im->ranges, &range);
   return r;
@@ -235,15 +240,17 @@ trim_units (struct image *im, uint64_t offset, uint64_t len, struct error *e)
 {
   uint64_t cow = im->format->info.cow_size, end = offset + len, n, done;
   struct range range;
-  int r = 0;
+  int r;
 
+  io_lock_clusters (im, &range, offset, len);
+  /* All of it, though only whole units are dropped: whoever asks what changed
+   * since then need not know the format.
+   */
+  r = hooks_before (im, offset, len, e);
   if (im->format->info.trim_in_place)
     cow = SECTOR_SIZE;
-  offset = round_up (offset, cow);
-  if (offset >= end)
-    return 0;
-  io_lock_clusters (im, &range, offset, end - offset);
-  if (im->format->info.trim_in_place)
+  offset = min_u64 (round_up (offset, cow), end);
+  if (r == 0 && im->format->info.trim_in_place)
     r = trim_in_place (im, offset, end - offset, e);
   else
     while (r == 0 && offset < end

@@ -13,25 +13,6 @@
 
 #include "formats/qcow2/reader.h"
 
-/* Offsets in an entry. */
-enum {
-  B_TABLE_OFFSET = 0,
-  B_TABLE_SIZE = 8,
-  B_FLAGS = 12,
-  B_TYPE = 16,
-  B_GRANULARITY_BITS = 17,
-  B_NAME_SIZE = 18,
-  B_EXTRA_DATA_SIZE = 20,
-  B_EXTRA_DATA = 24,
-};
-
-/* What QEMU supports. */
-enum {
-  TYPE_DIRTY_TRACKING = 1,
-  MIN_GRANULARITY_BITS = 9,
-  MAX_GRANULARITY_BITS = 31,
-  MAX_BITMAP_NAME = 1023,
-};
 #define FLAGS_KNOWN \
   (BITMAP_IN_USE | BITMAP_AUTO | BITMAP_EXTRA_DATA_COMPATIBLE)
 
@@ -85,7 +66,7 @@ check_entry (const struct bitmap_iter *it, const struct bitmap_entry *b,
     what = "length of its name";
   else if (extra)
     what = "extra data (not supported)";
-  else if (p[B_TYPE] != TYPE_DIRTY_TRACKING)
+  else if (p[B_TYPE] != BITMAP_DIRTY_TRACKING)
     what = "type";
   else if (b->flags & ~(uint32_t) FLAGS_KNOWN)
     what = "flags";

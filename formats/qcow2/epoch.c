@@ -358,18 +358,30 @@ qcow2_flush (struct format *f, struct error *e)
 /* Each epoch releases clusters, which dirties refcounts for one more; the
  * second or third finds nothing.
  */
+static int
+flush_all (struct qcow2 *q, struct error *e)
+{
+  int r;
+
+  mutex_lock (&q->mutex);
+  do
+    r = flush_locked (q, e);
+  while (r == 0 && is_dirty_locked (q));
+  mutex_unlock (&q->mutex);
+  return r;
+}
+
+/* Bitmaps are stored when all that they tell of is on disk. */
 int
 qcow2_close (struct format *f, struct error *e)
 {
   struct qcow2 *q = to_qcow2 (f);
   int r = 0;
 
-  mutex_lock (&q->mutex);
-  if (q->writing)
-    do
-      r = flush_locked (q, e);
-    while (r == 0 && is_dirty_locked (q));
-  mutex_unlock (&q->mutex);
+  if (q->writing
+      && (flush_all (q, e) == -1 || qcow2_bitmaps_store (q, e) == -1
+          || flush_all (q, e) == -1))
+    r = -1;
   qcow2_free (q);
   return r;
 }

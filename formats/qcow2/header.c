@@ -179,7 +179,7 @@ parse_bitmaps (struct qcow2 *q, const uint8_t *p, uint32_t len,
   q->bitmap_directory_size = get_be64 (p + 8);
   q->bitmap_directory_offset = get_be64 (p + 16);
   if (q->nb_bitmaps == 0 || q->nb_bitmaps > 65535
-      || q->bitmap_directory_size > 64 * MiB
+      || q->bitmap_directory_size > MAX_BITMAP_DIRECTORY
       || !is_aligned (q->bitmap_directory_offset, q->cluster_size)
       || q->bitmap_directory_offset > INT64_MAX)
     return error_set (e, EINVAL, "bitmaps extension: %u bitmaps in a directory"
@@ -363,10 +363,21 @@ refused_writable (const struct qcow2 *q)
 {
   if (q->incompatible_features & INCOMPAT_CORRUPT)
     return "it is marked corrupt: check and repair it first";
-  if (q->nb_bitmaps)
-    return "it has persistent bitmaps, and keeping them in step is not built"
-      " yet";
   return NULL;
+}
+
+/* Who wrote to the image last knew nothing of bitmaps.  They count as if there
+ * were none; a directory is written anew when there is one again.
+ */
+static void
+forget_stale_bitmaps (struct qcow2 *q)
+{
+  if (q->autoclear_features & AUTOCLEAR_BITMAPS)
+    return;
+  q->stale_bitmaps = q->nb_bitmaps > 0;
+  q->nb_bitmaps = 0;
+  q->bitmap_directory_offset = 0;
+  q->bitmap_directory_size = 0;
 }
 
 static int
@@ -459,6 +470,7 @@ parse (struct qcow2 *q, const struct head *head, struct format_needs *needs,
       || parse_backing (q, head, needs, e) == -1
       || check_geometry (q, e) == -1)
     return -1;
+  forget_stale_bitmaps (q);
   if (q->crypt_method == CRYPT_LUKS && !q->crypto_header_length)
     return error_set (e, EINVAL, "CRYPTO header extension not found, and the"
                       " encryption method is LUKS");
@@ -520,6 +532,7 @@ qcow2_activate (struct format *f, struct storage *data_file, bool has_backing,
 void
 qcow2_free (struct qcow2 *q)
 {
+  bitmap_set_free (q);
   slices_free (&q->cache);
   known_clear (q);
   freed_list_clear (&q->known_free);
@@ -579,6 +592,7 @@ int
 qcow2_begin_write (struct format *f, struct error *e)
 {
   struct qcow2 *q = to_qcow2 (f);
+  uint64_t keep = AUTOCLEAR_DATA_FILE_RAW;
 
   if (f->dirty_flag) {
     log_warning ("%s: the image was not closed cleanly; its refcounts are"
@@ -587,9 +601,15 @@ qcow2_begin_write (struct format *f, struct error *e)
       return -1;
     f->dirty_flag = false;
   }
-  if (qcow2_keep_autoclear (q, AUTOCLEAR_DATA_FILE_RAW, e) == -1)
-    return -1;
-  if (qcow2_learn_tables (q, e) == -1)
+  if (q->stale_bitmaps)
+    log_warning ("%s: a program lacking bitmap support modified this file, so"
+                 " all bitmaps are now considered inconsistent; clusters may be"
+                 " leaked, check -r leaks frees them", f->storage->name);
+  if (q->nb_bitmaps)
+    keep |= AUTOCLEAR_BITMAPS;
+  if (qcow2_keep_autoclear (q, keep, e) == -1
+      || qcow2_learn_tables (q, e) == -1
+      || qcow2_bitmaps_begin (q, e) == -1)
     return -1;
   mutex_lock (&q->mutex);
   qcow2_init_allocation (q);
@@ -658,6 +678,10 @@ const struct format_ops format_qcow2 = {
   .check = qcow2_check,
   .set_backing = qcow2_set_backing,
   .info = qcow2_info,
+  .changed = qcow2_changed,
+  .bitmaps = qcow2_bitmaps,
+  .bitmap_edit = qcow2_bitmap_edit,
+  .bitmap_map = qcow2_bitmap_map,
   .snapshots = qcow2_snapshots,
   .snapshot_create = qcow2_snapshot_create,
   .snapshot_apply = qcow2_snapshot_apply,

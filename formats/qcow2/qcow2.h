@@ -13,10 +13,11 @@
  *   known.c     where L2 tables and refcount blocks lie
  *   epoch.c     write-back in order, flush, quarantine, close
  *   resize.c    growing the virtual disk; shrink.c, and cut.c the file's end
- *   backing.c   another backing file
+ *   backing.c   another backing file; header_rewrite.c for it and bitmaps
  *   settle.c    what structural operations have in common
  *   refs.c      the references of one L1 table; refs_verify.c refs_flags.c
  *   snapshot.c  the snapshot table, views; snapshot_write.c changes
+ *   bitmap.c    the directory of bitmaps; bitmap_set.c _store.c _edit.c bits.c
  *   create.c check.c info.c
  *
  * How metadata get to the disk.  Changes collect in the table cache.  An epoch
@@ -131,6 +132,7 @@ enum {
 #define MAX_L1_BYTES (32 * MiB)
 #define MAX_REFTABLE_BYTES (8 * MiB)
 #define MAX_SNAPSHOT_TABLE_BYTES (64 * MiB)
+#define MAX_BITMAP_DIRECTORY (64 * MiB)
 /* A LUKS header of eight slots with the longest keys, and as much again. */
 #define MAX_CRYPTO_HEADER_BYTES (4 * MiB)
 
@@ -188,6 +190,7 @@ struct qcow2 {
   char *data_file_name;         /* owned; as recorded, NULL = not */
   uint32_t nb_bitmaps;          /* of the bitmaps extension, 0 = none */
   uint64_t bitmap_directory_offset, bitmap_directory_size;
+  bool stale_bitmaps;           /* there are some that nobody can trust */
   bool has_backing;             /* after activate: unallocated is not zero */
 
   struct mutex mutex;
@@ -204,6 +207,8 @@ struct qcow2 {
   uint64_t snapshots_offset, snapshots_length;  /* bytes of the table */
   bool writing;                 /* begin_write was done */
   struct format_view *views;    /* that are open; not owned */
+  struct bitmap_set *bitmaps;   /* owned; NULL = not read.  Structural; writers
+                                   set bits in it without the mutex */
   struct slice_cache cache;
   struct known_tables known;
 
@@ -502,6 +507,33 @@ extern int qcow2_alloc_table (struct qcow2 *q, uint64_t nr, uint64_t *host,
 
 /* Clusters that nothing on disk refers to. */
 extern void qcow2_give_back (struct qcow2 *q, uint64_t host, uint64_t nr);
+
+/* ---- bitmaps (bitmaps.h) ---- */
+
+/* Enabled bitmaps are in memory, and on disk durably in use. */
+extern int qcow2_bitmaps_begin (struct qcow2 *q, struct error *e);
+extern int qcow2_changed (struct format *f, uint64_t guest, uint64_t length,
+                          struct error *e);
+
+/* The disk is about to have SIZE bytes; it has its new size, or failed to get
+ * it.
+ */
+extern int qcow2_bitmaps_prepare_size (struct qcow2 *q, uint64_t size,
+                                       struct error *e);
+extern void qcow2_bitmaps_finish_size (struct qcow2 *q);
+
+/* Before a clean close.  Leaves clusters that are to be freed by a flush. */
+extern int qcow2_bitmaps_store (struct qcow2 *q, struct error *e);
+extern void bitmap_set_free (struct qcow2 *q);
+
+extern int qcow2_bitmaps (struct format *f, struct format_bitmap **list,
+                          size_t *nr, struct error *e);
+extern int qcow2_bitmap_edit (struct format *f,
+                              const struct format_bitmap_edit *edit,
+                              struct error *e);
+extern int qcow2_bitmap_map (struct format *f, const char *name,
+                             uint64_t offset, uint64_t length, bool *dirty,
+                             uint64_t *done, struct error *e);
 
 /* ---- crypt.c ---- */
 extern int qcow2_unlock (struct format *f, const struct format_key *key,

@@ -97,6 +97,25 @@ extern int qcow2_snapshot_check_l1 (const struct qcow2 *q,
 
 /* ---- bitmap.c ---- */
 
+/* Offsets in an entry. */
+enum {
+  B_TABLE_OFFSET = 0,
+  B_TABLE_SIZE = 8,
+  B_FLAGS = 12,
+  B_TYPE = 16,
+  B_GRANULARITY_BITS = 17,
+  B_NAME_SIZE = 18,
+  B_EXTRA_DATA_SIZE = 20,
+  B_EXTRA_DATA = 24,
+};
+
+/* What QEMU supports. */
+enum {
+  BITMAP_DIRTY_TRACKING = 1,    /* the type */
+  MIN_GRANULARITY_BITS = 9,
+  MAX_GRANULARITY_BITS = 31,
+  MAX_BITMAP_NAME = 1023,
+};
 enum {
   BITMAP_IN_USE = 1 << 0,
   BITMAP_AUTO = 1 << 1,

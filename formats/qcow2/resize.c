@@ -318,12 +318,17 @@ qcow2_resize_preallocated (struct format *f, uint64_t size,
                            struct error *e)
 {
   struct qcow2 *q = to_qcow2 (f);
+  int r;
 
   if (check_size (q, size, e) == -1)
     return -1;
   if (size == f->info.size)
     return 0;
-  if (size < f->info.size)
-    return qcow2_shrink (q, size, e);
-  return grow (q, size, zero_until, mode, e);
+  r = qcow2_bitmaps_prepare_size (q, size, e);
+  if (r == 0 && size < f->info.size)
+    r = qcow2_shrink (q, size, e);
+  else if (r == 0)
+    r = grow (q, size, zero_until, mode, e);
+  qcow2_bitmaps_finish_size (q);
+  return r;
 }
