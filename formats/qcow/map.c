@@ -179,8 +179,8 @@ refuse_table_locked (struct qcow *q, const struct mapping *m, struct error *e)
   if (!q->writing || m->kind != MAP_DATA
       || !slices_cached_locked (&q->cache, m->host, m->length))
     return 1;
-  return error_set (e, EIO, "corrupt image: a cluster at 0x%" PRIx64 ", or within"
-                    " %" PRIu64 " bytes behind it, is used as a table too",
+  return error_set (e, EIO, "corrupt image: a cluster at 0x%" PRIx64 ", or"
+                    " within %" PRIu64 " bytes behind it, is a table too",
                     m->host, m->length);
 }
 

@@ -218,7 +218,6 @@ mend_count (struct checker *c, uint64_t count, struct error *e)
   if (vdi_write_count (c->v, count, e) == -1
       || storage_flush (c->v->format.storage, e) == -1)
     return -1;
-  c->v->recorded = count;
   return 0;
 }
 
@@ -286,7 +285,7 @@ vdi_check (struct format *f, const struct format_check_options *opts,
 {
   struct vdi *v = to_vdi (f);
   struct checker *c = calloc (1, sizeof *c);
-  int r = 0;
+  int r;
 
   if (!c)
     return error_nomem (e, "the check of a VDI image", sizeof *c);
@@ -295,10 +294,12 @@ vdi_check (struct format *f, const struct format_check_options *opts,
   c->survey.progress = on_progress;
   c->survey.opaque = c;
   c->survey.memory = opts->memory ? opts->memory : 64 * MiB;
-  if (v->writing)               /* the map is read from the disk */
-    r = vdi_flush (f, e);
-  if (r == 0)
-    r = look (c, e);
+  /* The map is read from the disk.  One that cannot be brought up to date there
+   * is still looked at.
+   */
+  if (v->writing && vdi_flush (f, e) == -1)
+    error_clear (e);
+  r = look (c, e);
   if (r == 0 && opts->repair != REPAIR_NONE)
     r = repair (c, opts->repair, e);
   free (c->buf);

@@ -46,8 +46,6 @@ vdi_run_epoch (void *owner, struct error *e) NO_LOCK_CHECK
     r = write_out (v, &b, count, raise, e);
     mutex_lock (v->cache.mutex);
   }
-  if (r == 0 && raise)
-    v->recorded = count;
   slices_batch_end_locked (&v->cache, &b, r == -1);
   return r;
 }

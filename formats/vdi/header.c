@@ -283,6 +283,7 @@ vdi_write_count (struct vdi *v, uint64_t count, struct error *e)
   if (storage_pwrite (v->format.storage, field, sizeof field,
                       V_BLOCKS_ALLOCATED, 0, e) == -1)
     return error_prefix (e, "header");
+  v->recorded = count;
   return 0;
 }
 

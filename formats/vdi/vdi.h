@@ -121,7 +121,9 @@ struct vdi {
                                    read as zeroes; UINT64_MAX = unknown */
   uint32_t free[VDI_MAX_FREE];  /* indexes below next that nobody has */
   size_t nr_free;
-  uint64_t recorded;            /* blocks_allocated on disk */
+
+  /* of the one epoch that runs, and of structural calls */
+  uint64_t recorded;            /* blocks_allocated as written to the header */
 };
 
 static inline struct vdi *

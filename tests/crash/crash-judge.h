@@ -96,8 +96,8 @@ found (struct eval *v, const char *what, const char *text, uint64_t time)
 
 /* A VDI image's number of blocks may be too large after a crash: check says so,
  * QEMU's too, and it costs no data (QEMU then takes places further out, which
- * its check may call too large).  One that is smaller than the map uses would: QEMU
- * writes over the block that is there.
+ * its check may call too large).  One that is smaller than the map uses would:
+ * QEMU writes over the block that is there.
  */
 static bool
 vdi_count_is_enough (struct image *im)

@@ -41,6 +41,9 @@ static const struct {
       true }, 0 },
   { { "qed:cluster_size=4096,table_size=1", true, false }, 0 },
   { { "qed:cluster_size=4096,table_size=2", false, false }, 0 },
+  { { "qcow:", false, false }, 0 },
+  { { "qcow:", true, false }, 0 },
+  { { "vdi:static=off", false, false }, 0 },
 };
 enum { NR_KINDS = sizeof kinds / sizeof kinds[0] };
 
@@ -402,6 +405,8 @@ check_tables (struct run *r, struct image *im)
   struct format_check_result c;
   struct error e = ERROR_INIT;
 
+  if (!im->format->ops->check)
+    return;
   memset (&c, 0, sizeof c);
   if (im->format->ops->check (im->format, &o, &c, &e) == -1 || c.corruptions
       || c.check_errors || im->format->corrupt_flag)
