@@ -254,8 +254,8 @@ struct rebase_opts {
   const char *name;             /* of the new backing file, as it is to be
                                    recorded; NULL = none */
   const char *format;           /* its format, as it is to be recorded */
-  struct image *backing;        /* the new backing file, open; NULL with no name,
-                                   and with unsafe */
+  struct image *backing;        /* the new backing file, open; NULL with no
+                                   name, and with unsafe */
   bool unsafe;                  /* -u: only the header changes */
   bool compressed;              /* -c: what has to be copied is compressed */
 };
@@ -263,9 +263,9 @@ struct rebase_result {
   uint64_t bytes_written, bytes_zeroed;
 };
 /* Give IM, open for writing (with unsafe: without its backing file), another
- * backing file.  Unless unsafe the disk stays the same: what the old and the new
- * one do not have in common is copied into IM first.  When it fails the disk is
- * the same as before.  IM must be closed afterwards.
+ * backing file.  Unless unsafe the disk stays the same: what the old and the
+ * new one do not have in common is copied into IM first.  When it fails the
+ * disk is the same as before.  IM must be closed afterwards.
  */
 extern int op_rebase (struct image *im, const struct rebase_opts *opts,
                       struct rebase_result *result, struct op_ctx *ctx,

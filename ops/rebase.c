@@ -8,9 +8,9 @@
  * Layer: ops.  Locking: none of its own.
  *
  * Order: the copies, which change nothing that can be read as long as the old
- * backing file is recorded; barrier; the header.  A crash or an error before the
- * header is on disk leaves the image on its old backing file, one after it on
- * the new one, with the same disk.
+ * backing file is recorded; barrier; the header.  A crash or an error before
+ * the header is on disk leaves the image on its old backing file, one after it
+ * on the new one, with the same disk.
  */
 
 #include <config.h>
@@ -94,10 +94,9 @@ read_side (struct image *im, uint8_t *buf, uint64_t len, uint64_t offset,
   return 0;
 }
 
-/* Zeroes that hide the new backing file.  Where the image shows zeroes since it
- * had no backing file, or a shorter one, only data are sure to hide what the new
- * one has; but where the format has a mark for zeroes, and a backing file made
- * it set them, that is enough.
+/* Zeroes that hide the new backing file.  A format with a mark for zeroes sets
+ * it where there is a backing file to hide; in an image that has none so far it
+ * may leave out what reads as zeroes anyhow, so there they go in as data.
  */
 static int
 write_zeroes (struct rebase *r, const uint8_t *zeroes, uint64_t len,

@@ -75,9 +75,9 @@ qcow2_find_l2_locked (struct qcow2 *q, struct slice_op *op,
     return 1;
   host = (view ? view->l1_table_offset : q->l1_table_offset) + index * 8;
   if (host >= storage_size (q->format.storage))
-    return error_set (e, EIO, "the L1 entry at 0x%" PRIx64 " lies behind the end"
-                      " of the file (%" PRIu64 " bytes): the file was cut off",
-                      host, storage_size (q->format.storage));
+    return error_set (e, EIO, "the L1 entry at 0x%" PRIx64 " lies behind the"
+                      " end of the file (%" PRIu64 " bytes): the file was cut"
+                      " off", host, storage_size (q->format.storage));
   r = table_get_locked (q, op, SLICE_L1, host, &s, e);
   if (r != 1)
     return r;
@@ -294,10 +294,10 @@ is_cut_off (const struct qcow2 *q, const struct mapping *m)
       >= storage_size (q->format.storage);
 }
 
-/* Data are in the file before a table refers to them, so a file that ends before
- * them was cut off, and they are lost; zeroes in their place would pass for the
- * disk.  The file may have grown since it was opened, where another program
- * writes to it (-U).
+/* Data are in the file before a table refers to them, so a file that ends
+ * before them was cut off, and they are lost; zeroes in their place would pass
+ * for the disk.  The file may have grown since it was opened, where another
+ * program writes to it (-U).
  */
 static int
 check_end (struct qcow2 *q, struct mapping *m, struct error *e)
@@ -308,9 +308,9 @@ check_end (struct qcow2 *q, struct mapping *m, struct error *e)
     if (storage_refresh_size (q->format.storage, e) == -1)
       return -1;
     if (is_cut_off (q, m))
-      return error_set (e, EIO, "its data at 0x%" PRIx64 " lie behind the end of"
-                        " the file (%" PRIu64 " bytes): the file was cut off",
-                        m->host, storage_size (q->format.storage));
+      return error_set (e, EIO, "its data at 0x%" PRIx64 " lie behind the end"
+                        " of the file (%" PRIu64 " bytes): the file was cut"
+                        " off", m->host, storage_size (q->format.storage));
   }
   size = storage_size (q->format.storage);
   if ((m->kind == MAP_DATA || m->kind == MAP_DATA_COW)
