@@ -23,7 +23,7 @@ verified () {
 }
 
 @test "random writes of all sizes over four connections verify" {
-  for fmt in raw qcow2 vdi; do
+  for fmt in raw qcow qcow2 vdi; do
     make_disk $fmt disk 64M
     start_nbdkit -t4 disk format=$fmt
     verified randrw 2
