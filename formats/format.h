@@ -178,6 +178,14 @@ enum preallocation {
 extern const char *preallocation_name (enum preallocation mode);
 extern int preallocation_parse (const char *name);
 
+/* What amend changes; OPTIONS: as for create, keys of amend_options. */
+struct format_amend {
+  json_t *options;              /* borrowed */
+  /* The part that is done; may be NULL. */
+  void (*progress) (void *opaque, uint64_t done, uint64_t total);
+  void *opaque;
+};
+
 struct format_create_options {
   uint64_t size;                /* virtual size, bytes */
   const char *backing_file;     /* or NULL */
@@ -261,7 +269,7 @@ struct format_ops {
   bool packs;                   /* images may hold compressed clusters */
   bool grows;                   /* the storage must be able to grow */
   const struct format_option *create_options;   /* ends with a NULL name */
-  const struct format_option *amend_options;    /* the same; NULL = none */
+  const struct format_option *amend_options;    /* NULL = amend cannot be */
   const char *key_option;       /* what names the secret: "key-secret" or
                                    "encrypt.key-secret"; NULL = no encryption */
 
@@ -367,6 +375,14 @@ struct format_ops {
   int (*resize_preallocated) (struct format *, uint64_t size,
                               uint64_t zero_until, enum preallocation mode,
                               struct error *);
+
+  /* Structural: other options for an image that is there, but for those of
+   * change_key, which are not looked at ("encrypt.*").  All that can be
+   * refused is refused before anything is changed.  The disk stays as it is,
+   * but for its size (info.size), whatever happens.  Durable on return.
+   */
+  int (*amend) (struct format *, const struct format_amend *,
+                struct error *);
 
   /* Are the tables right?  What is wrong is in the result, not an error; an
    * error says that the check could not be done.

@@ -266,6 +266,10 @@ extern int image_resize_preallocated (struct image *im, uint64_t size,
                                       enum preallocation mode,
                                       struct error *e);
 
+/* Other options of the format: see format_ops. */
+extern int image_amend (struct image *im, const struct format_amend *a,
+                        struct error *e);
+
 /* Internal snapshots: as the calls of format_ops.  Guest I/O waits meanwhile;
  * what it has written is flushed before it has to.  apply changes what the
  * guest reads, and maybe the size, under its feet.

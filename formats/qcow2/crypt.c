@@ -43,41 +43,6 @@ qcow2_unlock (struct format *f, const struct format_key *key, struct error *e)
   return f->cipher ? 0 : -1;
 }
 
-/* Those that can be changed today are at the end. */
-#define NOT_BUILT "amend of this option is not built yet"
-const struct format_option qcow2_amend_options[] = {
-  { "backing_file", OPTION_STRING, "File name of a base image",
-    "nbdimg rebase changes it", NULL, false },
-  { "backing_fmt", OPTION_STRING, "Image format of the base image",
-    "nbdimg rebase changes it", NULL, false },
-  { "size", OPTION_SIZE, "Virtual disk size", "nbdimg resize changes it", NULL,
-    false },
-  { "compat", OPTION_STRING, "Compatibility level (v2 [0.10] or v3 [1.1])",
-    NOT_BUILT, NULL, false },
-  { "data_file", OPTION_STRING, "File name of an external data file",
-    NOT_BUILT, NULL, false },
-  { "data_file_raw", OPTION_BOOL,
-    "The external data file must stay valid as a raw image", NOT_BUILT, NULL,
-    false },
-  { "lazy_refcounts", OPTION_BOOL, "Postpone refcount updates", NOT_BUILT,
-    NULL, false },
-  { "refcount_bits", OPTION_NUMBER,
-    "Width of a reference count entry in bits", NOT_BUILT, NULL, false },
-  { "encrypt.state", OPTION_STRING,
-    "Select new state of affected keyslots (active/inactive)", NULL, NULL,
-    false },
-  { "encrypt.new-secret", OPTION_STRING,
-    "New secret to set in the matching keyslots. Empty string to erase", NULL,
-    NULL, false },
-  { "encrypt.old-secret", OPTION_STRING,
-    "Select all keyslots that match this password", NULL, NULL, false },
-  { "encrypt.keyslot", OPTION_NUMBER,
-    "Select a single keyslot to modify explicitly", NULL, NULL, false },
-  { "encrypt.iter-time", OPTION_NUMBER,
-    "Time to spend in PBKDF in milliseconds", NULL, NULL, false },
-  { NULL, OPTION_STRING, NULL, NULL, NULL, false },
-};
-
 int
 qcow2_change_key (struct format *f, const struct format_key *key,
                   const struct format_key_change *change, struct error *e)

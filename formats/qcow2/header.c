@@ -553,7 +553,7 @@ qcow2_put_header (struct qcow2 *q, uint64_t offset, const void *buf,
 {
   struct storage *st = q->format.storage;
   struct error ignored = ERROR_INIT;
-  uint8_t old[32];
+  uint8_t old[SECTOR_SIZE];
 
   assert (len <= sizeof old);
   if (storage_pread (st, old, len, offset, e) == -1)
@@ -675,6 +675,8 @@ const struct format_ops format_qcow2 = {
   .metadata_dirty = qcow2_metadata_dirty,
   .resize = qcow2_resize,
   .resize_preallocated = qcow2_resize_preallocated,
+  .amend_options = qcow2_amend_options,
+  .amend = qcow2_amend,
   .check = qcow2_check,
   .set_backing = qcow2_set_backing,
   .info = qcow2_info,

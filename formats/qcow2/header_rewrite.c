@@ -111,6 +111,7 @@ is_kept (const struct rewrite *w, uint32_t type, bool feature_names)
   switch (type) {
   case EXT_BACKING_FORMAT: return false;
   case EXT_BITMAPS: return !w->change->set_bitmaps;
+  case EXT_DATA_FILE: return !w->change->data_file;
   case EXT_FEATURE_NAMES: return feature_names;
   default: return true;
   }
@@ -132,7 +133,8 @@ put_backing_format (const struct rewrite *w, uint8_t *new, size_t end)
 static size_t
 put_extensions (const struct rewrite *w, uint8_t *new, bool feature_names)
 {
-  size_t at = w->q->header_length, end = at, n;
+  size_t at = w->q->header_length, n;
+  size_t end = w->change->fixed ? w->change->fixed_length : at;
   bool placed = !w->q->backing_format;
   uint32_t type;
 
@@ -143,6 +145,9 @@ put_extensions (const struct rewrite *w, uint8_t *new, bool feature_names)
       end = put_backing_format (w, new, end);
       placed = true;
     }
+    else if (type == EXT_DATA_FILE && w->change->data_file)
+      end = put_extension (w, new, end, type, w->change->data_file,
+                           strlen (w->change->data_file));
     else if (is_kept (w, type, feature_names))
       end = put_extension (w, new, end, type, w->old + at + EXTENSION_HEADER,
                            get_be32 (w->old + at + 4));
@@ -205,6 +210,10 @@ put_header (struct rewrite *w, uint8_t *new, bool feature_names, size_t *end)
   uint64_t autoclear;
 
   memcpy (new, w->old, w->len);
+  if (w->change->fixed) {
+    memset (new, 0, SECTOR_SIZE);
+    memcpy (new, w->change->fixed, w->change->fixed_length);
+  }
   *end = put_extensions (w, new, feature_names);
   if (*end == SIZE_MAX
       || ((w->name_at == 0 || w->name_at < *end) && !place_name (w, *end)))
@@ -239,7 +248,8 @@ no_room (const struct rewrite *w, struct error *e)
                     " for %s beside what is there; convert the image to one"
                     " with larger clusters", w->q->format.storage->name, w->len,
                     w->change->set_backing ? "the name and the format of the"
-                    " backing file" : "the bitmaps extension");
+                    " backing file" : w->change->set_bitmaps
+                    ? "the bitmaps extension" : "what is new");
 }
 
 /* NEW and SCRATCH have a cluster each. */
@@ -251,7 +261,8 @@ rewrite_header (struct rewrite *w, uint8_t *new, uint8_t *scratch,
   bool with_names;
   size_t end;
 
-  with_names = put_header (w, new, true, &end);
+  with_names = !w->change->no_feature_names
+    && put_header (w, new, true, &end);
   if (with_names && same_behind (w, new, end))
     return header_switch (st, w->old, new, w->len, e);
   /* The name stays where it was put for the longer header. */

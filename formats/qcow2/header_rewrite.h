@@ -14,6 +14,11 @@ enum { BITMAPS_EXTENSION = 24 };        /* bytes of its data */
 
 /* What is not set stays as it is. */
 struct header_change {
+  const uint8_t *fixed;         /* the fields before the extensions (and
+                                   FIXED_LENGTH of them); NULL = as they are */
+  size_t fixed_length;          /* bytes, at most a sector */
+  const char *data_file;        /* name of the data file; NULL = as it is */
+  bool no_feature_names;        /* without that table */
   bool set_backing;
   const char *name, *format;    /* of the backing file; NULL = none */
   bool set_bitmaps;             /* and the autoclear bit that belongs to it */

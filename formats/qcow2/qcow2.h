@@ -14,6 +14,7 @@
  *   epoch.c     write-back in order, flush, quarantine, close
  *   resize.c    growing the virtual disk; shrink.c, and cut.c the file's end
  *   backing.c   another backing file; header_rewrite.c for it and bitmaps
+ *   amend.c     other options; width.c of refcounts, expand.c zero clusters
  *   settle.c    what structural operations have in common
  *   refs.c      the references of one L1 table; refs_verify.c refs_flags.c
  *   snapshot.c  the snapshot table, views; snapshot_write.c changes
@@ -258,8 +259,8 @@ extern void qcow2_free (struct qcow2 *q);
 /* Where the file ends, and what is behind it. */
 extern void qcow2_init_allocation (struct qcow2 *q);
 
-/* Write LEN bytes of the header, at most 32, at OFFSET (within one 512-byte
- * sector, so that they cannot be torn), with flags of the storage.  A write
+/* Write LEN bytes of the header at OFFSET (within one 512-byte sector, so that
+ * they cannot be torn), with flags of the storage.  A write
  * that fails may have been done all the same (the answer of a server was lost),
  * so the old bytes are put back: the caller goes on with what they say.
  */
@@ -547,6 +548,21 @@ extern int qcow2_change_key (struct format *f, const struct format_key *key,
 /* The members of "encrypt". */
 extern int qcow2_info_crypt (const struct qcow2 *q, json_t *out,
                              struct error *e);
+
+/* ---- amend.c, width.c, expand.c ---- */
+extern const struct format_option qcow2_amend_options[];
+extern int qcow2_amend (struct format *f, const struct format_amend *a,
+                        struct error *e);
+
+/* Refcounts of 1 << ORDER bits: all blocks and the table anew. */
+extern int qcow2_set_refcount_order (struct qcow2 *q, unsigned order,
+                                     struct error *e);
+
+/* Make all zero clusters, those of snapshots too, unallocated or, over a
+ * backing file, clusters of zero bytes: for version 2.
+ */
+extern int qcow2_expand_zeroes (struct qcow2 *q, bool has_backing,
+                                struct error *e);
 
 /* ---- resize.c, shrink.c, cut.c ---- */
 extern uint64_t qcow2_l1_entries_for (const struct qcow2 *q, uint64_t size);
