@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* amend: change what an image was made with.  Today that is the key slots of
- * LUKS, alone or in qcow2; all other options are refused by name.
+/* amend: other options for an image that is there.  Those of the format, then
+ * the size, then key slots (amend_keys.c).
  *
  * Layer: ops.  No locking: image/ lets no guest I/O in meanwhile.
  */
@@ -10,89 +10,39 @@
 #include <config.h>
 
 #include <errno.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "common/text.h"
-#include "ops/ops.h"
+#include "ops/amend.h"
 
-/* The options as they were given; strings are borrowed from the object. */
-struct request {
-  const char *prefix;           /* "" or "encrypt." */
-  const json_t *options;
-};
-
-static const char *
-option (const struct request *rq, const char *name)
-{
-  char key[64];
-
-  snprintf (key, sizeof key, "%s%s", rq->prefix, name);
-  return json_string_value (json_object_get (rq->options, key));
-}
-
+/* The size is not the format's own affair: what is new must read as zeroes.  0
+ * is no change, as in qemu-img.
+ */
 static int
-get_secret (const struct request *rq, const char *name, struct secret *s,
-            const struct secret **given, struct error *e)
+set_size (struct image *im, const char *text, struct error *e)
 {
-  const char *id = option (rq, name);
+  uint64_t size;
 
-  *given = NULL;
-  if (!id || !*id)
+  if (!text)
     return 0;
-  if (secret_get (id, s, e) == -1)
+  if (parse_size ("size", text, &size, e) == -1)
     return -1;
-  *given = s;
-  return 0;
+  return size ? image_resize (im, size, e) : 0;
 }
 
 static int
-parse_numbers (const struct request *rq, struct format_key_change *c,
-               struct error *e)
-{
-  const char *slot = option (rq, "keyslot"), *time = option (rq, "iter-time");
-  uint64_t n = 0;
-
-  c->slot = -1;
-  c->iter_time = 2000;
-  if (slot && parse_number ("keyslot", slot, 0, INT32_MAX, &n, e) == -1)
-    return -1;
-  if (slot)
-    c->slot = (int) n;
-  return time ? parse_number ("iter-time", time, 0, UINT32_MAX, &c->iter_time,
-                              e) : 0;
-}
-
-static int
-parse_state (const struct request *rq, struct format_key_change *c,
+set_options (struct image *im, json_t *options, struct op_ctx *ctx,
              struct error *e)
 {
-  const char *state = option (rq, "state");
+  const struct format_amend a = {
+    .options = options, .progress = ctx->progress, .opaque = ctx->opaque,
+  };
 
-  if (!state)
-    return error_set (e, EINVAL, "Parameter '%sstate' is missing",
-                      rq->prefix);
-  c->activate = strcmp (state, "active") == 0;
-  if (c->activate || strcmp (state, "inactive") == 0)
-    return 0;
-  return error_set (e, EINVAL, "Parameter '%sstate' does not accept value '%s'",
-                    rq->prefix, state);
-}
-
-static int
-change_keys (struct image *im, const struct request *rq,
-             struct format_key_change *c, const bool *cancel, struct error *e)
-{
-  struct secret new = { .data = NULL }, old = { .data = NULL };
-  int r = -1;
-
-  if (parse_state (rq, c, e) == 0 && parse_numbers (rq, c, e) == 0
-      && get_secret (rq, "new-secret", &new, &c->new_secret, e) == 0
-      && get_secret (rq, "old-secret", &old, &c->old_secret, e) == 0)
-    r = image_change_key (im, c, cancel, e);
-  secret_free (&new);
-  secret_free (&old);
-  return r;
+  if (!im->format->ops->amend)
+    return 0;                   /* LUKS: there are but key slots */
+  if (image_amend (im, &a, e) == -1)
+    return -1;
+  return set_size (im, json_string_value (json_object_get (options, "size")),
+                   e);
 }
 
 int
@@ -100,22 +50,23 @@ op_amend (struct image *im, const struct amend_opts *opts,
           struct op_ctx *ctx, struct error *e)
 {
   const struct format_ops *format = im->format->ops;
-  struct format_key_change change = { .force = opts->force };
-  struct request rq = {
-    .prefix = strncmp (format->key_option ? format->key_option : "",
-                       "encrypt.", 8) == 0 ? "encrypt." : "",
-  };
   json_t *options;
   int r;
 
   if (!format->amend_options)
-    return error_set (e, ENOTSUP, "Format driver '%s' does not support option "
-                      "amendment", format->name);
-  options = op_parse_options (format->amend_options, opts->options, e);
+    return error_set (e, ENOTSUP, "Format driver '%s' does not support option"
+                      " amendment", format->name);
+  options = op_amend_options (format, opts->options, e);
   if (!options)
     return -1;
-  rq.options = options;
-  r = change_keys (im, &rq, &change, ctx->cancel, e);
+  if (op_cancelled (ctx))
+    r = error_set (e, ECANCELED, "amend was cancelled");
+  else
+    r = set_options (im, options, ctx, e);
+  if (r == 0 && amend_has_keys (im, options))
+    r = amend_keys (im, options, opts->force, ctx->cancel, e);
+  if (r == 0 && !format->amend && ctx->progress)
+    ctx->progress (ctx->opaque, 1, 1);
   json_decref (options);
   return r;
 }

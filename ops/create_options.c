@@ -68,7 +68,8 @@ normalise (const struct format_option *o, const char *text, struct error *e)
 
 static int
 set_option (json_t *options, const struct format_option *table,
-            const char *key, const char *value, struct error *e)
+            const struct format_option *others, const char *key,
+            const char *value, struct error *e)
 {
   const struct format_option *o = find_option (table, key);
   CLEANUP_FREE char *text = NULL;
@@ -80,7 +81,8 @@ set_option (json_t *options, const struct format_option *table,
       o = NULL;
   }
   if (!o)
-    return error_set (e, EINVAL, "Invalid parameter '%s'", key);
+    return error_set (e, others && find_option (others, key) ? ENOENT : EINVAL,
+                      "Invalid parameter '%s'", key);
   if (o->refused)
     return error_set (e, ENOTSUP, "%s: %s", o->name, o->refused);
   text = normalise (o, value ? value : "on", e);
@@ -102,9 +104,11 @@ next_item (const char **p, char *buf)
   *buf = '\0';
 }
 
-json_t *
-op_parse_options (const struct format_option *table, const char *text,
-                  struct error *e)
+/* ENOENT: an option that TABLE does not have and OTHERS (or NULL) has. */
+static json_t *
+parse_options (const struct format_option *table,
+               const struct format_option *others, const char *text,
+               struct error *e)
 {
   CLEANUP_FREE char *item = malloc (strlen (text) + 1);
   json_t *options = json_object ();
@@ -122,7 +126,7 @@ op_parse_options (const struct format_option *table, const char *text,
     value = strchr (item, '=');
     if (value)
       *value++ = '\0';
-    r = set_option (options, table, item, value, e);
+    r = set_option (options, table, others, item, value, e);
   }
   if (r == 0)
     return options;
@@ -134,5 +138,13 @@ json_t *
 op_format_options (const struct format_ops *format, const char *text,
                    struct error *e)
 {
-  return op_parse_options (format->create_options, text, e);
+  return parse_options (format->create_options, NULL, text, e);
+}
+
+json_t *
+op_amend_options (const struct format_ops *format, const char *text,
+                  struct error *e)
+{
+  return parse_options (format->amend_options, format->create_options, text,
+                        e);
 }

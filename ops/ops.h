@@ -100,16 +100,22 @@ extern int op_create (const struct create_opts *opts,
 extern json_t *op_format_options (const struct format_ops *format,
                                   const char *text, struct error *e);
 
-/* The same for any table of options. */
-extern json_t *op_parse_options (const struct format_option *table,
+/* The same for amend, for a format that has amend_options.  ENOENT: an option
+ * of create alone.
+ */
+extern json_t *op_amend_options (const struct format_ops *format,
                                  const char *text, struct error *e);
 
 /* ---- amend ---- */
 
 struct amend_opts {
   const char *options;          /* as -o */
-  bool force;
+  bool force;                   /* erase the last key slot, or overwrite one in
+                                   use */
 };
+/* ENOENT: an option of create alone; EPERM: the backing file is to be changed,
+ * which rebase does.
+ */
 extern int op_amend (struct image *im, const struct amend_opts *opts,
                      struct op_ctx *ctx, struct error *e);
 

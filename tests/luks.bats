@@ -422,9 +422,8 @@ new-secret=t|'state' is missing
 END
   make_disk () { "$NBDIMG" create -q -f qcow2 plain 1M; }
   make_disk
-  expect_error 1 "not encrypted" "$NBDIMG" amend -o encrypt.state=inactive plain
-  expect_error 1 "compat: amend of this option is not built yet" \
-    "$NBDIMG" amend -o compat=0.10 plain
+  expect_error 1 "encryption not present" \
+    "$NBDIMG" amend -o encrypt.state=inactive plain
   expect_error 1 "does not support option amendment" \
     "$NBDIMG" amend -f raw -o help
 }

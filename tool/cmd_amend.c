@@ -5,6 +5,7 @@
 
 #include <config.h>
 
+#include <errno.h>
 #include <stdlib.h>
 
 #include "tool/tool.h"
@@ -12,18 +13,19 @@
 static const char usage[] =
 "amend [--object objectdef] [--image-opts] [-p] [-q] [-f fmt] [-t cache]\n"
 "      [--force] -o options filename\n"
-"Change the options of an image: the key slots of LUKS (luks, and qcow2 with\n"
-"encrypt.format=luks); others are not built yet.\n"
+"Change options of an image that is there, or the key slots of LUKS.\n"
 "\n"
-"  -o, --options=OPTIONS  key=value,...; -o help lists them\n"
-"      --force            erase the last key slot, or overwrite one in use\n"
-"  -f, --format=FMT       the image's format; without it the content decides\n"
-"      --image-opts       filename is key=value,..., with key-secret\n"
+"  -o, --options=OPTIONS key=value,...; -o help lists them\n"
+"  -f, --format=FMT      the image's format; without it the content decides\n"
+"      --image-opts      filename is key=value,...\n"
+"      --force           erase the last key slot, or overwrite one in use\n"
 "      --object=secret,id=ID,file=PATH\n"
-"                         a passphrase for key-secret, new-secret, old-secret\n"
-"  -t, --cache=MODE       cache mode (writeback)\n"
-"  -p                     a progress bar\n"
-"  -q, --quiet            print nothing but errors\n"
+"                        a passphrase for key-secret, new-secret, old-secret\n"
+"  -t, --cache=MODE      none, writeback (default), writethrough, directsync,\n"
+"                        unsafe\n"
+"  -p                    show progress\n"
+"      --progress=json   the same for programs\n"
+"  -q, --quiet           print nothing but errors\n"
 "  -h, --help   -V, --version\n";
 
 enum { OPT_FORCE = TOOL_OPT_OWN };
@@ -31,59 +33,81 @@ enum { OPT_FORCE = TOOL_OPT_OWN };
 static const struct option options[] = {
   TOOL_LONG_OPTIONS,
   { "options", required_argument, NULL, 'o' },
-  { "force", no_argument, NULL, OPT_FORCE },
   { "format", required_argument, NULL, 'f' },
   { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
+  { "force", no_argument, NULL, OPT_FORCE },
   { "cache", required_argument, NULL, 't' },
+  { "progress", required_argument, NULL, TOOL_OPT_PROGRESS },
   { "quiet", no_argument, NULL, 'q' },
   { NULL, 0, NULL, 0 },
 };
 
 struct request {
   struct tool_image image;
-  struct amend_opts opts;
   struct tool_progress progress;
-  char *options;                /* all -o joined; owned */
+  char *options;                /* owned; -o */
+  bool force;
 };
 
 static int
 set_option (struct request *rq, int option)
 {
   switch (option) {
-  case 'f': rq->image.format = optarg; return 0;
   case 'o': return tool_add_options (&rq->options, optarg);
-  case 't': return tool_cache ("cache option", optarg, &rq->image.open.cache);
-  case OPT_FORCE: rq->opts.force = true; return 0;
-  case TOOL_OPT_IMAGE_OPTS: rq->image.image_opts = true; return 0;
-  case 'p': rq->progress.bar = true; return 0;
+  case 'f': rq->image.format = optarg; return 0;
   case 'q': rq->progress.quiet = true; return 0;
+  case 'p': rq->progress.bar = true; return 0;
+  case 't':
+    return tool_cache ("cache option", optarg, &rq->image.open.cache);
+  case OPT_FORCE: rq->force = true; return 0;
+  case TOOL_OPT_IMAGE_OPTS: rq->image.image_opts = true; return 0;
+  case TOOL_OPT_PROGRESS: return tool_progress_option (&rq->progress, optarg);
   }
   return -1;
 }
 
-/* -o help */
-static int
-answer_help (const struct request *rq)
-{
-  const struct format_ops *format;
-  struct error e = ERROR_INIT;
+/* ---- -o help ---- */
 
-  if (!rq->image.format) {
-    tool_error ("-o help needs the format: -f");
-    return 1;
-  }
-  format = format_lookup (rq->image.format, &e);
-  if (!format)
-    return tool_fail (&e);
-  if (!format->amend_options) {
-    tool_error ("Format driver '%s' does not support option amendment",
-                format->name);
-    return 1;
-  }
-  printf ("Amend options for '%s':\n", format->name);
-  tool_print_options (format->amend_options, true);
-  return 0;
+static int
+no_amendment (const struct format_ops *format)
+{
+  tool_error ("Format driver '%s' does not support option amendment",
+              format->name);
+  return 1;
 }
+
+/* Those of the format that -f names, or of the image. */
+static int
+print_help (const struct request *rq)
+{
+  const struct format_ops *format = NULL;
+  struct image *im = NULL;
+  int status = 0;
+
+  if (rq->image.format)
+    format = format_by_name (rq->image.format);
+  else if (rq->image.name) {
+    im = tool_open (&rq->image);
+    if (!im)
+      return 1;
+    format = im->format->ops;
+  }
+  if (!format && rq->image.format) {
+    tool_error ("Unknown file format '%s'", rq->image.format);
+    status = 1;
+  }
+  else if (!format)
+    status = tool_misuse ("Expecting one image file name");
+  else if (!format->amend_options)
+    status = no_amendment (format);
+  else {
+    printf ("Amend options for '%s':\n", format->name);
+    tool_print_options (format->amend_options, true);
+  }
+  return tool_close (im) == -1 ? 1 : status;
+}
+
+/* ---- */
 
 static int
 parse (struct tool_args *args, struct request *rq)
@@ -99,40 +123,58 @@ parse (struct tool_args *args, struct request *rq)
   }
   args->status = 1;
   if (!rq->options) {
-    args->status = tool_misuse ("Must specify options (-o)");
+    tool_misuse ("Must specify options (-o)");
     return -1;
   }
+  if (optind + 1 == args->argc)
+    rq->image.name = args->argv[optind];
   if (tool_options_want_help (rq->options)) {
-    args->status = answer_help (rq);
+    args->status = print_help (rq);
     return -1;
   }
-  if (optind + 1 != args->argc) {
-    args->status = tool_misuse ("Expecting one image file name");
+  if (!rq->image.name) {
+    tool_error ("Expecting one image file name");
     return -1;
   }
-  rq->opts.options = rq->options;
-  rq->image.name = args->argv[optind];
   return tool_check_image (&rq->image);
 }
 
 static int
-amend (const struct request *rq)
+fail (const struct request *rq, const struct error *e)
 {
-  struct op_ctx ctx = { .cancel = NULL };
+  tool_error ("%s", tool_without_name (rq->image.name, e));
+  if (e->err == ENOENT)
+    fputs ("This option is only supported for image creation\n", stderr);
+  if (e->err == EPERM)
+    fprintf (stderr, "You can use '%s rebase' instead.\n", program);
+  return 1;
+}
+
+static int
+amend (const struct request *rq, struct image *im)
+{
+  const struct amend_opts opts = {
+    .options = rq->options, .force = rq->force,
+  };
   struct error e = ERROR_INIT;
+  struct op_ctx ctx;
+  int r;
+
+  tool_progress_start (&rq->progress, "amend", &ctx);
+  r = op_amend (im, &opts, &ctx, &e);
+  tool_progress_end ();
+  return r == 0 ? 0 : fail (rq, &e);
+}
+
+static int
+run (const struct request *rq)
+{
   struct image *im = tool_open (&rq->image);
-  int status = 0;
+  int status;
 
   if (!im)
     return 1;
-  tool_progress_start (&rq->progress, "amend", &ctx);
-  if (op_amend (im, &rq->opts, &ctx, &e) == 0)
-    tool_progress (NULL, 1, 1);
-  tool_progress_end ();
-  if (e.err) {
-    tool_error ("%s", tool_without_name (rq->image.name, &e));
-    status = 1;
-  }
+  status = amend (rq, im);
   return tool_close (im) == -1 ? 1 : status;
 }
 
@@ -146,9 +188,13 @@ cmd_amend (int argc, char **argv)
   struct request rq = { .options = NULL };
   int status;
 
-  rq.image.open.writable = true;
-  rq.image.open.cache = CACHE_WRITEBACK;
-  status = parse (&args, &rq) == 0 ? amend (&rq) : args.status;
+  if (parse (&args, &rq) == -1)
+    status = args.status;
+  else {
+    rq.image.open.writable = true;
+    rq.image.open.discard = true;
+    status = run (&rq);
+  }
   free (rq.options);
   return status;
 }

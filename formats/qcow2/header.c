@@ -653,7 +653,6 @@ const struct format_ops format_qcow2 = {
   .packs = true,
   .grows = true,
   .create_options = qcow2_create_options,
-  .amend_options = qcow2_amend_options,
   .key_option = "encrypt.key-secret",
   .probe = qcow2_probe,
   .create = qcow2_create,

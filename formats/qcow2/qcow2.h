@@ -540,7 +540,6 @@ extern int qcow2_bitmap_map (struct format *f, const char *name,
 extern int qcow2_unlock (struct format *f, const struct format_key *key,
                          struct error *e);
 
-extern const struct format_option qcow2_amend_options[];
 extern int qcow2_change_key (struct format *f, const struct format_key *key,
                              const struct format_key_change *change,
                              struct error *e);
