@@ -127,6 +127,8 @@ struct format_open_options {
   bool discard;           /* freed clusters are punched out of the storage */
   bool info_only;         /* info: no data file, tolerate what only I/O needs */
   bool check;             /* check: open dirty and corrupt images too */
+  bool detached;                /* luks: the storage is a header alone, and the
+                                   data file is the disk */
   uint64_t cache_size;    /* metadata cache, bytes; 0 = default (16 MiB) */
 };
 

@@ -174,12 +174,20 @@ choose_format (struct layer *l, struct error *e)
   return l->format ? 0 : -1;
 }
 
+/* The detached header of a luks disk, which then is the data file; or NULL. */
+static json_t *
+detached_header (const struct layer *l)
+{
+  return json_object_get (l->tree, "header");
+}
+
 /* The window of {"driver": "raw", "offset": ...} is cut by the storage. */
 static int
 open_storage (struct layer *l, struct error *e)
 {
   struct source_options opts = storage_options (l->im);
-  const json_t *file = json_object_get (l->tree, "file");
+  const json_t *header = detached_header (l);
+  const json_t *file = header ? header : json_object_get (l->tree, "file");
   bool window = json_object_get (l->tree, "offset")
     || (file && json_object_get (l->tree, "size"));
 
@@ -362,6 +370,7 @@ parse (struct layer *l, uint64_t cache_size, struct error *e)
     .discard = im->options.discard,
     .info_only = im->options.info_only,
     .check = im->options.check,
+    .detached = detached_header (l) != NULL,
   };
 
   if (node_cache_size (l->tree, cache_size, &opts.cache_size, e) == -1)
@@ -401,7 +410,8 @@ static json_t *
 data_file_node (const struct layer *l, struct error *e)
 {
   struct policy_image in = policy_image (l);
-  json_t *node = json_object_get (l->tree, "data-file");
+  json_t *node = json_object_get (l->tree, detached_header (l) ? "file"
+                                  : "data-file");
 
   if (node)
     return json_incref (node);
@@ -450,7 +460,7 @@ layer_open_data_file (struct layer *l, struct layer *top, struct error *e)
   json_t *node;
   int r;
 
-  if (im->options.info_only)
+  if (im->options.info_only && !detached_header (l))
     return 0;
   if (!l->needs.data_file)
     return json_object_get (l->tree, "data-file")
@@ -567,7 +577,7 @@ no_secret (const struct layer *l, struct error *e)
                     ops->key_option);
 }
 
-/* check needs no key: it reads no guest data. */
+/* check and info need no key: they read no guest data. */
 static int
 unlock (const struct layer *l, struct error *e)
 {
@@ -575,7 +585,8 @@ unlock (const struct layer *l, struct error *e)
   const json_t *node;
   const char *id = key_secret (l, &node);
 
-  if (!l->needs.crypto || (!id && im->options.check))
+  if (!l->needs.crypto || im->options.info_only
+      || (!id && im->options.check))
     return 0;
   if (!id)
     return no_secret (l, e);
@@ -610,7 +621,7 @@ activate (struct layer *l, struct error *e)
 int
 layer_activate (struct layer *l, struct error *e)
 {
-  if (l->im->options.info_only) {
+  if (l->im->options.info_only && !l->im->data_file) {
     l->im->size = l->im->format->info.size;
     return 0;
   }

@@ -74,6 +74,7 @@ static const struct key keys[] = {
     "is not built: refcounts are always written before what needs them" },
   { "encrypt", KIND_ENCRYPT, IN_FORMAT, NULL },
   { "key-secret", KIND_TEXT, IN_FORMAT, NULL },
+  { "header", KIND_STORAGE, IN_FORMAT, NULL },
   { "max-iterations", KIND_SIZE, IN_FORMAT, NULL },
   { "filename", KIND_TEXT, IN_LOCAL, NULL },
   { "locking", KIND_CHOICE, IN_LOCAL, "auto|on|off" },
@@ -322,7 +323,7 @@ check_key_options (const json_t *node, enum tree_driver driver,
                    struct error *e)
 {
   static const char *const names[] = {
-    "encrypt", "key-secret", "max-iterations"
+    "encrypt", "key-secret", "max-iterations", "header"
   };
   const struct format_ops *format = NULL;
   bool nested;
@@ -331,7 +332,7 @@ check_key_options (const json_t *node, enum tree_driver driver,
       || tree_driver (node, &driver, &format, e) == -1)
     return e->err ? -1 : 0;
   nested = format->key_option && strchr (format->key_option, '.');
-  for (int i = 0; i < 3; ++i)
+  for (int i = 0; i < 4; ++i)
     if (json_object_get (node, names[i])
         && (!format->key_option || nested != (i == 0)))
       return unknown_key (node, driver, names[i], e);

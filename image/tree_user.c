@@ -245,7 +245,9 @@ layer_children (json_t *node, bool backing, struct error *e)
   else if (!backing)            /* a backing file may be named by the image */
     return error_set (e, EINVAL, "A block device must be specified for "
                       "\"file\"");
-  if (backing_node (node, e) == -1)
+  if (backing_node (node, e) == -1
+      || (json_object_get (node, "header")
+          && storage_node (node, "header", e) == -1))
     return -1;
   return json_object_get (node, "data-file")
     ? storage_node (node, "data-file", e) : 0;

@@ -160,6 +160,31 @@ aes-cbc-plain 192
 END
 }
 
+@test "a detached header of cryptsetup's opens its disk" {
+  need cryptsetup
+  truncate -s 3M hdr disk
+  cryptsetup luksFormat -q --type luks1 --pbkdf-force-iterations 1000 \
+    --header hdr disk key
+  local o=driver=luks,key-secret=s,file.filename=disk,header.filename=hdr
+  "$NBDIMG" io "${SECRET[@]}" -c 'write -P 5 1000 3000' -c 'write -P 6 2M 1M' \
+    --image-opts "$o"
+  "$NBDIMG" io "${SECRET[@]}" -c 'read -P 5 1000 3000' -c 'read -P 6 2M 1M' \
+    --image-opts "$o" >out
+  run ! grep -q failed out
+  "$NBDIMG" info --image-opts "$o" | grep -q '^virtual size: 3 MiB'
+  # Behind a copy of the header, where QEMU finds it, the disk is the same.
+  truncate -s 2068480 hdr
+  poke hdr 104 00000fc8
+  cat hdr disk >whole
+  qemu-io "${SECRET[@]}" -c 'read -P 5 1000 3000' -c 'read -P 6 2M 1M' \
+    --image-opts driver=luks,key-secret=s,file.filename=whole >out
+  run ! grep -q failed out
+  expect_error 1 "does not support the option 'header'" "$NBDIMG" info \
+    --image-opts driver=qcow2,file.filename=disk,header.filename=hdr
+  expect_error 1 "No such file" "$NBDIMG" info \
+    --image-opts driver=luks,file.filename=no,header.filename=hdr
+}
+
 # ---- refusals, each by its own name ----
 
 @test "wrong password, missing secret, no slot: each its own error" {

@@ -7,7 +7,9 @@
  * open, and resize is structural.
  *
  * The disk has no end of its own: it is what the storage has behind the payload
- * offset.  Where nothing was written it reads as random bytes.
+ * offset.  Where nothing was written it reads as random bytes.  A detached header
+ * is a storage of its own; the disk is then the "data file", from the payload
+ * offset on, which mostly is 0.
  */
 
 #include <config.h>
@@ -25,7 +27,8 @@
 struct luks {
   struct format base;           /* must be first */
   struct luks_header header;    /* fixed after open */
-  uint64_t payload;             /* bytes */
+  uint64_t payload;             /* bytes, in disk () */
+  bool detached;                /* the header has a storage of its own */
   bool writing;
 };
 
@@ -137,6 +140,12 @@ luks_create (struct storage *st, const struct format_create_options *opts,
 
 /* ---- open and close ---- */
 
+static struct storage *
+disk (const struct luks *l)
+{
+  return l->detached ? l->base.data_file : l->base.storage;
+}
+
 static uint64_t
 end_of (const struct storage *st)
 {
@@ -147,12 +156,13 @@ end_of (const struct storage *st)
 static int
 set_size (struct luks *l, struct error *e)
 {
-  uint64_t end = end_of (l->base.storage);
+  uint64_t end = end_of (disk (l));
 
   l->payload = (uint64_t) l->header.payload_offset * SECTOR_SIZE;
-  if (l->payload < LUKS_HEADER_SIZE)
+  if (!l->detached && l->payload < LUKS_HEADER_SIZE)
     return error_set (e, EINVAL, "LUKS: the payload offset %" PRIu64 " lies in "
-                      "the header (a detached header has no disk)",
+                      "the header; a detached header is named by "
+                      "header.filename=, and the disk by file.filename=",
                       l->payload);
   if (l->payload > end)
     return error_set (e, EINVAL, "LUKS: the payload begins at %" PRIu64 ", "
@@ -168,13 +178,13 @@ luks_open (struct storage *st, const struct format_open_options *opts,
 {
   struct luks *l = calloc (1, sizeof *l);
 
-  (void) opts;
   if (!l) {
     error_nomem (e, "LUKS image", sizeof *l);
     return NULL;
   }
   memset (needs, 0, sizeof *needs);
   needs->crypto = "luks";
+  needs->data_file = l->detached = opts->detached;
   l->base.ops = &format_luks;
   l->base.storage = st;
   l->base.encrypted = true;
@@ -184,8 +194,8 @@ luks_open (struct storage *st, const struct format_open_options *opts,
   l->base.info.iv_base = IV_GUEST;
   l->base.info.flat = true;
   l->base.info.new_is_random = true;
-  if (luks_read (st, 0, storage_size (st), &l->header, e) == 0
-      && set_size (l, e) == 0)
+  if (luks_read (st, 0, storage_size (st), l->detached, &l->header, e) == 0
+      && (l->detached || set_size (l, e) == 0))
     return &l->base;
   free (l);
   return NULL;
@@ -206,18 +216,24 @@ luks_change_key (struct format *f, const struct format_key *key,
                  const struct format_key_change *change, struct error *e)
 {
   struct luks *l = (struct luks *) f;
+  uint64_t limit = l->detached ? storage_size (f->storage) : l->payload;
 
-  return luks_amend (&l->header, f->storage, 0, l->payload, key, change, e);
+  return luks_amend (&l->header, f->storage, 0, limit, key, change, e);
 }
 
 static int
 luks_activate (struct format *f, struct storage *data_file, bool has_backing,
                struct error *e)
 {
-  (void) f;
-  (void) data_file;
-  return has_backing
-    ? error_set (e, EINVAL, "a luks image cannot have a backing file") : 0;
+  struct luks *l = (struct luks *) f;
+
+  if (has_backing)
+    return error_set (e, EINVAL, "a luks image cannot have a backing file");
+  if (!l->detached != !data_file)
+    return error_set (e, EINVAL, "%s: the disk of a detached LUKS header is "
+                      "missing", f->storage->name);
+  f->data_file = data_file;
+  return l->detached ? set_size (l, e) : 0;
 }
 
 static int
@@ -229,9 +245,15 @@ luks_begin_write (struct format *f, struct error *e)
 }
 
 static int
+luks_flush (struct format *f, struct error *e)
+{
+  return storage_flush (disk ((struct luks *) f), e);
+}
+
+static int
 luks_close (struct format *f, struct error *e)
 {
-  int r = ((struct luks *) f)->writing ? storage_flush (f->storage, e) : 0;
+  int r = ((struct luks *) f)->writing ? luks_flush (f, e) : 0;
 
   disk_cipher_free (f->cipher);
   free (f);
@@ -247,16 +269,12 @@ luks_map (struct format *f, struct format_view *view, uint64_t guest,
   (void) view;
   (void) e;
   *m = (struct mapping) {
-    .kind = MAP_DATA, .storage = MAP_IN_IMAGE, .length = length,
+    .kind = MAP_DATA, .length = length,
+    .storage = ((struct luks *) f)->detached ? MAP_IN_DATA_FILE
+      : MAP_IN_IMAGE,
     .host = ((struct luks *) f)->payload + guest,
   };
   return 0;
-}
-
-static int
-luks_flush (struct format *f, struct error *e)
-{
-  return storage_flush (f->storage, e);
 }
 
 /* What is new reads as random bytes, as all that nobody wrote. */
@@ -271,7 +289,7 @@ luks_resize (struct format *f, uint64_t size, uint64_t zero_until,
       || size > INT64_MAX - SECTOR_SIZE - l->payload)
     return error_set (e, EFBIG, "%s: %" PRIu64 " bytes are too large",
                       f->storage->name, size);
-  if (storage_truncate (f->storage, l->payload + size, e) == -1)
+  if (storage_truncate (disk (l), l->payload + size, e) == -1)
     return -1;
   return set_size (l, e);
 }

@@ -111,11 +111,12 @@ luks_material_bytes (const struct luks_header *h)
 
 static int
 check_slot_place (const struct luks_header *h, unsigned i, uint64_t limit,
-                  struct error *e)
+                  bool detached, struct error *e)
 {
   uint64_t len = luks_material_bytes (h);
   uint64_t start = (uint64_t) h->slots[i].offset * SECTOR_SIZE;
-  uint64_t payload = (uint64_t) h->payload_offset * SECTOR_SIZE;
+  uint64_t payload = detached ? 0
+    : (uint64_t) h->payload_offset * SECTOR_SIZE;
 
   if (start < LUKS_HEADER_SIZE)
     return error_set (e, EINVAL, "LUKS key slot %u: its key material at %"
@@ -139,7 +140,8 @@ check_slot_place (const struct luks_header *h, unsigned i, uint64_t limit,
 
 /* Slots that nobody used may lie where the file has not grown to. */
 static int
-check (const struct luks_header *h, uint64_t limit, struct error *e)
+check (const struct luks_header *h, uint64_t limit, bool detached,
+       struct error *e)
 {
   if (h->key_bytes == 0 || h->key_bytes > CIPHER_MAX_KEY)
     return error_set (e, EINVAL, "LUKS header: a key of %u bytes is not "
@@ -149,13 +151,13 @@ check (const struct luks_header *h, uint64_t limit, struct error *e)
     return error_set (e, EINVAL, "LUKS key iteration count is zero");
   for (unsigned i = 0; i < LUKS_SLOTS; ++i)
     if (check_slot_place (h, i, h->slots[i].active ? limit : UINT64_MAX,
-                          e) == -1)
+                          detached, e) == -1)
       return -1;
   return 0;
 }
 
 int
-luks_read (struct storage *st, uint64_t base, uint64_t limit,
+luks_read (struct storage *st, uint64_t base, uint64_t limit, bool detached,
            struct luks_header *h, struct error *e)
 {
   uint8_t buf[LUKS_HEADER_SIZE];
@@ -165,7 +167,7 @@ luks_read (struct storage *st, uint64_t base, uint64_t limit,
                       " bytes, it has %d", limit, LUKS_HEADER_SIZE);
   if (storage_pread (st, buf, sizeof buf, base, e) == -1)
     return error_prefix (e, "LUKS header");
-  return get_header (buf, h, e) == -1 ? -1 : check (h, limit, e);
+  return get_header (buf, h, e) == -1 ? -1 : check (h, limit, detached, e);
 }
 
 /* ---- names ---- */

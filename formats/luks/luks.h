@@ -69,10 +69,11 @@ struct luks_spec {
 extern bool luks_is_header (const uint8_t *buf, size_t len);
 
 /* Read the header at BASE and check all that does not depend on what is built
- * in.  All of it, key material too, lies in the first LIMIT bytes from BASE.
+ * in.  All of it, key material too, lies in the first LIMIT bytes from BASE;
+ * but for a DETACHED header, the payload comes behind it.
  */
 extern int luks_read (struct storage *st, uint64_t base, uint64_t limit,
-                      struct luks_header *h, struct error *e);
+                      bool detached, struct luks_header *h, struct error *e);
 
 /* The parts that can be told apart, for info; what is not known here is said as
  * it stands.  BUF has LUKS_NAME bytes.

@@ -27,7 +27,7 @@ read_luks (const struct qcow2 *q, struct luks_header *h, struct error *e)
     return error_set (e, EINVAL, "the encryption header at 0x%" PRIx64
                       " lies behind the end of the file", start);
   return luks_read (st, start, min_u64 (q->crypto_header_length,
-                                        size - start), h, e);
+                                        size - start), false, h, e);
 }
 
 int
