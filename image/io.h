@@ -81,6 +81,12 @@ extern bool io_reads_zero (const struct image *im, const struct mapping *m,
 /* Write the next piece of W; the caller holds its clusters EXCLUSIVE. */
 extern int io_write_piece (struct write_job *w, struct error *e);
 
+/* Zero what is behind the end of the disk in its last cluster, which a larger
+ * size will show.  The image is frozen.
+ */
+extern int io_zero_behind (struct image *im, uint64_t offset, uint64_t len,
+                           struct error *e);
+
 /* The storage flag for a FUA request: 0 while metadata is dirty (then only a
  * flush makes the mapping durable).
  */

@@ -36,16 +36,34 @@ resize_frozen (struct image *im, uint64_t size, enum preallocation mode,
   return r == -1 ? error_prefix (e, "%s", im->name) : 0;
 }
 
-/* The tail of what was the last cluster is no guest data before; other programs
- * may have left something there.
+/* The tail of what was the last cluster is no guest data before, but a larger
+ * disk once had it, or another program left something there.  It is zero, and
+ * durable, before a new size shows it: with a crash between the two the guest
+ * would read what was cut off long ago.
  */
 static int
-zero_tail (struct image *im, uint64_t old, struct error *e)
+zero_tail_frozen (struct image *im, uint64_t size, struct error *e)
+{
+  const struct format_info *info = &im->format->info;
+  uint64_t old = image_size (im), end = round_up (old, info->cluster_size);
+
+  if (size <= old || end == old || info->identity || info->flat)
+    return 0;
+  if (io_zero_behind (im, old, end - old, e) == -1)
+    return -1;
+  return im->format->ops->flush (im->format, e);
+}
+
+/* Where the format has no clusters, what is new is reached only through its
+ * size.
+ */
+static int
+zero_flat (struct image *im, uint64_t old, struct error *e)
 {
   uint64_t end = round_up (old, im->format->info.cluster_size);
 
   end = min_u64 (end, image_size (im));
-  if (im->format->info.identity || end <= old)
+  if (!im->format->info.flat || im->format->info.identity || end <= old)
     return 0;
   return image_zero (im, old, end - old, IMAGE_MAY_UNMAP | IO_NO_CHANGE, e);
 }
@@ -84,9 +102,11 @@ image_resize_preallocated (struct image *im, uint64_t size,
     return -1;
   image_freeze (im);
   old = image_size (im);
-  r = resize_frozen (im, size, mode, e);
+  r = zero_tail_frozen (im, size, e);
+  if (r == 0)
+    r = resize_frozen (im, size, mode, e);
   image_thaw (im);
-  return r == -1 ? -1 : zero_tail (im, old, e);
+  return r == -1 ? -1 : zero_flat (im, old, e);
 }
 
 int

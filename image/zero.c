@@ -150,6 +150,15 @@ zero_gated (struct write_job *w, uint64_t len, unsigned flags,
   return r;
 }
 
+int
+io_zero_behind (struct image *im, uint64_t offset, uint64_t len,
+                struct error *e)
+{
+  struct write_job w = { .im = im, .offset = offset };
+
+  return zero_as_data (&w, len, IMAGE_MAY_UNMAP, e);
+}
+
 /* Would this be faster than writing zero bytes? */
 static bool
 is_fast (const struct image *im, uint64_t offset, uint64_t len,

@@ -203,8 +203,9 @@ model_sizes (const char *options)
 
 /* ---- failures and crashes ---- */
 
-/* 200 KiB of data, of which a snapshot (not in version 2, where that forbids to
- * resize) has the first half.
+/* Almost 200 KiB of data, of which a snapshot (not in version 2, where that
+ * forbids to resize) has the first half.  The disk was larger once, so that data
+ * are behind its end, in the last cluster.
  */
 static struct bytes
 make_template (const char *options, bool snapshot)
@@ -212,18 +213,19 @@ make_template (const char *options, bool snapshot)
   struct format_snapshot s = { .name = (char *) "s" };
   struct error e = ERROR_INIT;
   struct storage *st = storage_memory_new ("image", 0, &e);
-  uint8_t *buf = unit_alloc (200 * KiB);
+  uint8_t *buf = unit_alloc (230 * KiB);
   struct image *im;
   struct bytes b;
 
-  CHECK_OK (harness_create (st, 200 * KiB, options, NULL, NULL, &e), &e);
+  CHECK_OK (harness_create (st, 230 * KiB, options, NULL, NULL, &e), &e);
   im = must_open (st, true);
-  memset (buf, 1, 200 * KiB);
+  memset (buf, 1, 230 * KiB);
   CHECK_OK (image_write (im, buf, 100 * KiB, 0, 0, &e), &e);
   if (snapshot)
     CHECK_OK (image_snapshot_create (im, &s, &e), &e);
-  memset (buf, 2, 200 * KiB);
-  CHECK_OK (image_write (im, buf, 120 * KiB, 80 * KiB, 0, &e), &e);
+  memset (buf, 2, 230 * KiB);
+  CHECK_OK (image_write (im, buf, 150 * KiB, 80 * KiB, 0, &e), &e);
+  CHECK_OK (image_resize (im, 200 * KiB - 1024, &e), &e);
   CHECK_OK (harness_close (im, &e), &e);
   b = bytes_of (st);
   storage_close (st);
