@@ -9,7 +9,7 @@
 #define NBDIMG_CRASH_DISK_H
 
 #include "storage/record.h"
-#include "tests/crash/crash.h"
+#include "tests/crash/structure.h"
 #include "tests/unit/harness.h"
 
 /* ---- the log ---- */
@@ -35,6 +35,14 @@ struct disk {
 
 enum { NR_OBJECTS = 2 };
 
+/* The image after an operation on its structure: structure.h. */
+struct version {
+  uint64_t submit, done;
+  char letter;
+  struct structure s;
+  uint8_t *content;             /* s.size bytes */
+};
+
 struct eval {
   const struct format_ops *format;
   const char *dir;
@@ -44,12 +52,14 @@ struct eval {
   size_t nr_ops;
   struct disk ground[NR_OBJECTS], state[NR_OBJECTS];
   size_t *ground_done;          /* per event: is it in the ground? */
+  bool commits;                 /* object 1 is the base */
   struct storage *base_st;
-  struct image *base;
-  uint8_t *snapshot;            /* content of DIR/snapshot, NULL = none */
-  size_t snapshot_size;
-  uint8_t *first;               /* first content of the guest */
-  size_t guest_size;
+  struct image *base;           /* NULL = none, or it is object 1 */
+  struct version *versions;     /* [0] = at first */
+  size_t nr_versions;
+  const struct version *now;    /* of the state that is judged */
+  bool damaged;                 /* the first image, up to the repair */
+  bool flags;                   /* version 2: some do not fit (is_tolerated) */
   uint64_t rnd;
   uint64_t max_states;
   unsigned all_subsets, randoms, qemu_permille, write_percent;

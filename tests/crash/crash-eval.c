@@ -5,7 +5,9 @@
  * crash.h for the files.
  *
  *   crash-eval [-f FORMAT] [-m MAX] [-a ALL] [-r RANDOM] [-q PERMILLE]
- *              [-w PERCENT] [-s SEED] [-v] DIR
+ *              [-w PERCENT] [-s SEED] [-b] [-v] DIR
+ *
+ * -b: the workload has commits, so the second object of the log is the base.
  *
  * A crash at time T leaves all writes that a flush covers which had ended by T
  * (the ground), and any of those that were submitted by T (floating): all of
@@ -16,14 +18,19 @@
  * Each different state is judged:
  *
  *   it opens; check finds no corruption (leaks are allowed, or the dirty bit,
- *   which check -r would deal with); every guest sector has a value that was
- *   written and not followed by a durable one; the snapshot reads as before;
- *   in PERCENT of the states a writer goes on, and all this holds after it; in
+ *   which check -r would deal with, or what a repair had to deal with that has
+ *   not ended); size, snapshots and backing file are those after one operation,
+ *   or, while another one was under way, after that; every guest sector has a
+ *   value that was written and not followed by a durable one; each snapshot
+ *   reads as before;
+ *   in PERCENT of the states a writer goes on, maybe after it went back to a
+ *   snapshot, and all this holds after it; in
  *   PERMILLE of them, and wherever there was a finding, qemu-img check agrees,
  *   and qemu-io goes on to write, after which all this holds too.
  *
  * Prints one line: states, third values, lost flushes (a value older than one
- * that was flushed), errors, corrupt, snapshots damaged, qemu disagrees.  Exit
+ * that was flushed), errors, corrupt, structure (snapshots damaged; a size,
+ * backing file or list of snapshots that may not be), qemu disagrees.  Exit
  * status 1 if any of these but the first is not 0.
  */
 
@@ -44,6 +51,8 @@ hash_state (const struct eval *v, uint64_t time)
     if ((v->ops[i].type == 'F' || v->ops[i].type == 'U')
         && v->ops[i].done <= time)
       h++;
+  for (size_t i = 0; i < v->nr_versions; ++i)
+    h += v->versions[i].done <= time ? 2U : v->versions[i].submit <= time;
   for (unsigned o = 0; o < NR_OBJECTS; ++o) {
     const struct disk *d = &v->state[o];
     uint64_t word;
@@ -269,35 +278,20 @@ crash_everywhere (struct eval *v)
 /* ---- main ---- */
 
 static void
-load_guest (struct eval *v)
+load_base (struct eval *v)
 {
   struct error e = ERROR_INIT;
-  struct storage *st = to_storage (&v->ground[0], "image");
-  struct storage *data_st = v->ground[1].buf
-    ? to_storage (&v->ground[1], "data") : NULL;
-  struct image *im;
   size_t size;
-  uint8_t *base = load (v->dir, "base", &size);
+  struct disk d = { .buf = load (v->dir, "base", &size) };
 
-  if (base) {
-    struct disk d = { .buf = base, .size = size };
-
-    v->base_st = to_storage (&d, "base");
-    v->base = harness_open (v->base_st, &format_raw, NULL, NULL, false, 0,
-                            &e);
-    free (base);
-  }
-  im = harness_open (st, v->format, v->base, data_st, false, 1 << 20, &e);
-  if (!im)
-    die ("the first image", e.text);
-  v->guest_size = image_size (im);
-  v->first = must_alloc (v->guest_size);
-  if (image_read (im, v->first, v->guest_size, 0, &e) == -1)
-    die ("the first image", e.text);
-  harness_close (im, &e);
-  storage_close (st);
-  storage_close (data_st);
-  v->snapshot = load (v->dir, "snapshot", &v->snapshot_size);
+  if (!d.buf || v->commits)
+    return;
+  d.size = size;
+  v->base_st = to_storage (&d, "base");
+  v->base = harness_open (v->base_st, &format_raw, NULL, NULL, false, 0, &e);
+  if (!v->base)
+    die ("the base", e.text);
+  free (d.buf);
 }
 
 static void
@@ -305,7 +299,7 @@ options (struct eval *v, int argc, char **argv)
 {
   int c;
 
-  while ((c = getopt (argc, argv, "f:m:a:r:q:w:s:v")) != -1)
+  while ((c = getopt (argc, argv, "f:m:a:r:q:w:s:bv")) != -1)
     switch (c) {
     case 'f': v->format = format_option (optarg); break;
     case 'm': v->max_states = strtoull (optarg, NULL, 0); break;
@@ -314,12 +308,13 @@ options (struct eval *v, int argc, char **argv)
     case 'q': v->qemu_permille = (unsigned) strtoul (optarg, NULL, 0); break;
     case 'w': v->write_percent = (unsigned) strtoul (optarg, NULL, 0); break;
     case 's': v->rnd = strtoull (optarg, NULL, 0) | 1; break;
+    case 'b': v->commits = true; break;
     case 'v': v->verbose = true; break;
     default: exit (2);
     }
   if (optind != argc - 1)
     die ("usage", "crash-eval [-f FORMAT] [-m MAX] [-a ALL] [-r RANDOM]"
-         " [-q PERMILLE] [-w PERCENT] [-s SEED] [-v] DIR");
+         " [-q PERMILLE] [-w PERCENT] [-s SEED] [-b] [-v] DIR");
   if (v->all_subsets > 16)
     die ("usage", "more than all subsets of 16 writes are too many");
   v->dir = argv[optind];
@@ -338,8 +333,9 @@ main (int argc, char **argv)
   load_log (&v);
   load_ledger (&v);
   load_disk (&v, 0, "image");
-  load_disk (&v, 1, "data");
-  load_guest (&v);
+  load_disk (&v, 1, second_name (&v));
+  load_base (&v);
+  load_versions (&v);
   v.ground_done = must_alloc (v.nr_events * sizeof v.ground_done[0]);
   v.seen = must_alloc (SEEN_SLOTS * sizeof v.seen[0]);
   crash_everywhere (&v);

@@ -6,72 +6,7 @@
 #ifndef NBDIMG_CRASH_JUDGE_H
 #define NBDIMG_CRASH_JUDGE_H
 
-#include "tests/crash/crash-disk.h"
-
-/* ---- the guest's sectors ---- */
-
-static bool
-is_durable_op (const struct eval *v, const struct guest_op *op,
-               uint64_t time)
-{
-  if (op->type == 'U' && op->done <= time)
-    return true;
-  for (size_t i = 0; i < v->nr_ops; ++i)
-    if (v->ops[i].type == 'F' && v->ops[i].done <= time
-        && op->done < v->ops[i].submit)
-      return true;
-  return false;
-}
-
-/* May sector at OFFSET read as BYTE after a crash at TIME?  Walk back from the
- * newest operation to the one that a flush made durable.
- */
-static bool
-may_read (const struct eval *v, uint64_t offset, uint8_t byte, uint64_t time)
-{
-  uint64_t superseded_before = 0;
-
-  for (size_t i = v->nr_ops; i-- > 0;) {
-    const struct guest_op *op = &v->ops[i];
-
-    if (op->type == 'F' || op->submit > time || offset < op->offset
-        || offset >= op->offset + op->length)
-      continue;
-    if (op->done < superseded_before)
-      continue;
-    if (op->byte == byte)
-      return true;
-    /* A trim may have left what was there. */
-    if (op->type != 'T' && is_durable_op (v, op, time))
-      superseded_before = max_u64 (superseded_before, op->submit);
-  }
-  return superseded_before == 0 && byte == v->first[offset];
-}
-
-/* Had the sector at OFFSET that value once? */
-static bool
-was_so (const struct eval *v, uint64_t offset, uint8_t byte, uint64_t time)
-{
-  for (size_t i = 0; i < v->nr_ops; ++i)
-    if (v->ops[i].type != 'F' && v->ops[i].byte == byte
-        && v->ops[i].submit <= time && offset >= v->ops[i].offset
-        && offset < v->ops[i].offset + v->ops[i].length)
-      return true;
-  return byte == v->first[offset];
-}
-
-static bool
-check_guest (const struct eval *v, const uint8_t *guest, uint64_t time,
-             uint64_t *where)
-{
-  for (uint64_t o = 0; o < v->guest_size; o += SECTOR_SIZE) {
-    *where = o;
-    if (memcmp (guest + o, guest + o + 1, SECTOR_SIZE - 1) != 0
-        || !may_read (v, o, guest[o], time))
-      return false;
-  }
-  return true;
-}
+#include "tests/crash/crash-version.h"
 
 /* ---- judging ---- */
 
@@ -92,6 +27,71 @@ found (struct eval *v, const char *what, const char *text, uint64_t time)
   if (v->verbose)
     fprintf (stderr, "%s: state %" PRIu64 " at %" PRIu64 ": %s: %s\n",
              v->dir, v->states, time, what, text);
+}
+
+/* The storages of a state, and the image on them. */
+struct guest {
+  struct storage *st, *second;  /* second: see eval.commits; or NULL */
+  struct image *base, *im;
+};
+
+static void
+guest_storages (const struct eval *v, struct guest *g)
+{
+  *g = (struct guest) { .st = to_storage (&v->state[0], "state") };
+  if (v->state[1].buf)
+    g->second = to_storage (&v->state[1], "second");
+}
+
+static bool
+guest_open (struct eval *v, struct guest *g, bool writable, uint64_t time)
+{
+  struct error e = ERROR_INIT;
+
+  if (v->commits) {
+    g->base = harness_open (g->second, &format_raw, NULL, NULL, false, 0, &e);
+    if (!g->base)
+      die ("the base", e.text);
+  }
+  g->im = harness_open (g->st, v->format, v->commits ? g->base : v->base,
+                        v->commits ? NULL : g->second, writable, 1 << 20, &e);
+  if (!g->im)
+    found (v, "open", e.text, time);
+  return g->im != NULL;
+}
+
+static bool
+guest_shut (struct guest *g, struct error *e)
+{
+  bool ok = !g->im || harness_close (g->im, e) == 0;
+  struct error ignored = ERROR_INIT;
+
+  if (g->base)
+    harness_close (g->base, &ignored);
+  g->im = g->base = NULL;
+  return ok;
+}
+
+static void
+guest_free (struct guest *g)
+{
+  struct error e = ERROR_INIT;
+
+  guest_shut (g, &e);
+  storage_close (g->st);
+  storage_close (g->second);
+}
+
+/* What the guest reads; NULL = it cannot. */
+static uint8_t *
+guest_read (const struct guest *g, struct error *e)
+{
+  uint8_t *buf = must_alloc (image_size (g->im));
+
+  if (image_read (g->im, buf, image_size (g->im), 0, e) == 0)
+    return buf;
+  free (buf);
+  return NULL;
 }
 
 /* A VDI image's number of blocks may be too large after a crash: check says so,
@@ -119,19 +119,58 @@ vdi_count_is_enough (struct image *im)
   return get_le32 (header + 388) >= end;
 }
 
-/* Is that number all that is wrong? */
+/* Would it be fine after that repair? */
 static bool
-is_tolerated (struct image *im, const char *when)
+is_mended (struct image *im, enum check_repair repair)
 {
-  struct format_check_options o = { .repair = REPAIR_LEAKS };
+  const struct format_ops *ops = im->format->ops;
+  struct format_open_options open = { .writable = true, .check = true };
+  struct format_check_options o = { .repair = repair }, none = { .memory = 0 };
+  struct format_needs needs = { .backing = NULL };
+  struct error e = ERROR_INIT;
+  struct storage *copy = storage_memory_new ("copy", 0, &e);
+  uint64_t size = storage_size (im->storage);
+  uint8_t *buf = must_alloc (size);
   struct format_check_result r;
+  struct format *f = NULL;
+  bool ok = false;
+
+  if (storage_pread (im->storage, buf, size, 0, &e) == 0
+      && storage_pwrite (copy, buf, size, 0, 0, &e) == 0)
+    f = ops->open (copy, &open, &needs, &e);
+  if (f) {
+    memset (&r, 0, sizeof r);
+    ok = ops->activate (f, NULL, needs.backing != NULL, &e) == 0
+      && ops->check (f, &o, &r, &e) == 0;
+    memset (&r, 0, sizeof r);
+    ok = ok && ops->check (f, &none, &r, &e) == 0
+      && r.corruptions == 0 && r.check_errors == 0;
+    ops->close (f, &e);
+  }
+  format_needs_free (&needs);
+  storage_close (copy);
+  free (buf);
+  return ok;
+}
+
+/* What a crash may leave for check -r although the image has no bit to say so:
+ * VDI's number of blocks, and in version 2 the COPIED flags of a snapshot that
+ * was being made or deleted.  A writer that comes first does no harm: each such
+ * state gets one.
+ */
+static bool
+is_tolerated (struct eval *v, struct image *im, const char *when)
+{
+  uint8_t version[8] = { 0 };
   struct error e = ERROR_INIT;
 
-  memset (&r, 0, sizeof r);
-  return im->format->ops == &format_vdi && strcmp (when, "after the crash") == 0
-    && vdi_count_is_enough (im)
-    && im->format->ops->check (im->format, &o, &r, &e) == 0
-    && r.corruptions == 0;
+  if (im->format->ops == &format_vdi)
+    return strcmp (when, "after the crash") == 0 && vdi_count_is_enough (im)
+      && is_mended (im, REPAIR_LEAKS);
+  if (im->format->ops == &format_qcow2 && v->nr_versions > 1)
+    v->flags = storage_pread (im->storage, version, 8, 0, &e) == 0
+      && get_be32 (version + 4) == 2 && is_mended (im, REPAIR_ALL);
+  return v->flags;
 }
 
 static bool
@@ -150,79 +189,108 @@ check_format (struct eval *v, struct image *im, const char *when,
     found (v, when, e.text, time);
     return false;
   }
-  if ((r.corruptions == 0 && r.check_errors == 0) || is_tolerated (im, when))
+  if ((r.corruptions == 0 && r.check_errors == 0) || im->format->dirty_flag
+      || (v->damaged && r.check_errors == 0) || is_tolerated (v, im, when))
     return true;
   snprintf (text, sizeof text, "%" PRIu64 " corruptions, %" PRIu64 " errors",
             r.corruptions, r.check_errors);
   found (v, when, text, time);
-  return im->format->dirty_flag;
+  return false;
+}
+
+/* Each snapshot of the version that the state is of. */
+static bool
+check_snapshots (struct eval *v, struct image *im, const char *when,
+                 uint64_t time)
+{
+  const struct structure *s = &v->now->s;
+  struct error e = ERROR_INIT;
+  char text[600];
+
+  for (unsigned i = 0; i < s->nr; ++i)
+    if (!same_snapshot (v, im, s->numbers[i], &e)) {
+      snprintf (text, sizeof text, "snapshot s%u: %s", s->numbers[i],
+                e.err ? e.text : "it reads otherwise");
+      found (v, when, text, time);
+      return false;
+    }
+  return true;
+}
+
+/* Which version is it?  Where two are alike but for the content, the one that
+ * the content fits.
+ */
+static bool
+find_version (struct eval *v, struct image *im, const uint8_t *guest,
+              uint64_t time)
+{
+  const struct version *w = newest_version (v, time);
+  struct error e = ERROR_INIT;
+  uint64_t where;
+
+  v->now = NULL;
+  for (; may_be_version (v, w, time); --w) {
+    if (same_structure (im, &w->s, &e)) {
+      if (!v->now)
+        v->now = w;
+      if (guest && check_guest (v, w, guest, time, &where)) {
+        v->now = w;
+        break;
+      }
+    }
+    if (w == v->versions)
+      break;
+  }
+  return v->now != NULL;
 }
 
 static bool
-check_snapshot (struct eval *v, struct image *im, uint64_t time)
+judge_content (struct eval *v, const uint8_t *guest, uint64_t time,
+               const char *when)
 {
-  struct error e = ERROR_INIT;
-  uint8_t *buf = must_alloc (v->snapshot_size);
-  uint64_t size = 0;
-  bool ok;
+  uint64_t where = 0;
+  char text[100];
+  bool old;
 
-  im->view = im->format->ops->open_view (im->format, "s1", &size, &e);
-  ok = im->view && size == v->snapshot_size
-    && image_read (im, buf, size, 0, &e) == 0
-    && memcmp (buf, v->snapshot, size) == 0;
-  if (!ok)
-    found (v, "snapshot", e.text, time);
-  if (im->view)
-    im->format->ops->close_view (im->format, im->view);
-  im->view = NULL;
-  free (buf);
-  return ok;
+  if (check_guest (v, v->now, guest, time, &where))
+    return true;
+  old = was_so (v, where, guest[where], time);
+  snprintf (text, sizeof text, "%s value 0x%02x at %" PRIu64,
+            old ? "lost flush, old" : "third", guest[where], where);
+  found (v, when, text, time);
+  v->lost += old;
+  v->third += !old;
+  return false;
 }
 
-static struct image *
-open_state (struct eval *v, struct storage *st, struct storage *data_st,
-            bool writable, uint64_t time)
-{
-  struct error e = ERROR_INIT;
-  struct image *im = harness_open (st, v->format, v->base, data_st, writable,
-                                   1 << 20, &e);
-
-  if (!im)
-    found (v, "open", e.text, time);
-  return im;
-}
-
-/* Everything that can be read: content, snapshot, tables. */
+/* Everything that can be read: structure, content, snapshots, tables. */
 static bool
-judge_reading (struct eval *v, struct image *im, uint64_t time,
+judge_reading (struct eval *v, const struct guest *g, uint64_t time,
                const char *when)
 {
   struct error e = ERROR_INIT;
-  uint8_t *guest = must_alloc (v->guest_size);
-  uint64_t where = 0;
-  char text[100];
+  uint8_t *guest = guest_read (g, &e);
   bool ok = true;
 
-  if (image_read (im, guest, v->guest_size, 0, &e) == -1) {
+  if (!guest) {
     found (v, when, e.text, time);
     v->errors++;
     ok = false;
   }
-  else if (!check_guest (v, guest, time, &where)) {
-    bool old = was_so (v, where, guest[where], time);
-
-    snprintf (text, sizeof text, "%s value 0x%02x at %" PRIu64,
-              old ? "lost flush, old" : "third", guest[where], where);
-    found (v, when, text, time);
-    v->lost += old;
-    v->third += !old;
-    ok = false;
+  if (!find_version (v, g->im, guest, time)) {
+    found (v, when, "size, backing file and snapshots are neither as before"
+           " nor as after", time);
+    v->snapshots++;
+    free (guest);
+    return false;
   }
-  if (!check_format (v, im, when, time)) {
+  if (guest && !judge_content (v, guest, time, when))
+    ok = false;
+  if (!check_format (v, g->im, when, time)) {
     v->corrupt++;
     ok = false;
   }
-  if (v->snapshot && !check_snapshot (v, im, time)) {
+  if (!check_snapshots (v, g->im, when, time)) {
     v->snapshots++;
     ok = false;
   }
@@ -230,20 +298,19 @@ judge_reading (struct eval *v, struct image *im, uint64_t time,
   return ok;
 }
 
-/* A writer after the crash: what it does not touch stays. */
+/* ---- a writer after the crash: what it does not touch stays ---- */
+
 static bool
 write_on (struct eval *v, struct image *im, uint8_t *guest, struct error *e)
 {
-  uint64_t cs = im->format->info.cluster_size, o, n;
+  uint64_t cs = im->format->info.cluster_size, size = image_size (im), o, n;
 
-  if (image_read (im, guest, v->guest_size, 0, e) == -1)
-    return false;
   for (unsigned i = 0; i < 12; ++i) {
-    o = next_random (&v->rnd) % (v->guest_size / 512) * 512;
-    n = min_u64 ((1 + next_random (&v->rnd) % 8) * 512, v->guest_size - o);
+    o = next_random (&v->rnd) % (size / 512) * 512;
+    n = min_u64 ((1 + next_random (&v->rnd) % 8) * 512, size - o);
     if (i % 4 == 3) {
       o = round_down (o, cs);
-      n = min_u64 (cs, v->guest_size - o);
+      n = min_u64 (cs, size - o);
       memset (guest + o, 0, n);
       if (image_zero (im, o, n, IMAGE_MAY_UNMAP, e) == -1)
         return false;
@@ -256,42 +323,83 @@ write_on (struct eval *v, struct image *im, uint8_t *guest, struct error *e)
   return true;
 }
 
+/* Go back to a snapshot, and make another one: where flags and refcounts do not
+ * fit each other, writes behind that reach what a snapshot needs.
+ */
+static bool
+use_snapshots (struct eval *v, struct image *im, struct error *e)
+{
+  const struct structure *s = &v->now->s;
+  char name[16];
+
+  if (s->nr == 0)
+    return true;
+  snprintf (name, sizeof name, "s%u",
+            s->numbers[next_random (&v->rnd) % s->nr]);
+  return image_snapshot_apply (im, name, e) == 0
+    && (next_random (&v->rnd) % 2
+        || image_snapshot_create (im, &(struct format_snapshot)
+                                  { .name = (char *) "after" }, e) == 0);
+}
+
+/* Returns what the guest must read then; NULL on errors. */
+static uint8_t *
+write_and_apply (struct eval *v, const struct guest *g, struct error *e)
+{
+  uint8_t *guest = guest_read (g, e);
+
+  if (!guest || !write_on (v, g->im, guest, e))
+    goto failed;
+  if (v->now->s.nr == 0 || next_random (&v->rnd) % 2)
+    return guest;
+  if (!use_snapshots (v, g->im, e))
+    goto failed;
+  free (guest);
+  guest = guest_read (g, e);
+  if (guest && write_on (v, g->im, guest, e))
+    return guest;
+failed:
+  free (guest);
+  return NULL;
+}
+
 static void
 judge_writing (struct eval *v, uint64_t time)
 {
-  struct storage *st = to_storage (&v->state[0], "state");
-  struct storage *data_st = v->state[1].buf
-    ? to_storage (&v->state[1], "data") : NULL;
-  struct image *im = open_state (v, st, data_st, true, time);
-  uint8_t *guest = must_alloc (v->guest_size), *now;
+  static const char when[] = "a writer after the crash";
   struct error e = ERROR_INIT;
-  bool ok = im && write_on (v, im, guest, &e);
+  uint8_t *guest = NULL, *now = NULL;
+  struct guest g;
 
-  if (im)
-    ok = harness_close (im, &e) == 0 && ok;
-  im = ok ? open_state (v, st, data_st, false, time) : NULL;
-  now = must_alloc (v->guest_size);
-  if (!im || image_read (im, now, v->guest_size, 0, &e) == -1) {
-    found (v, "a writer after the crash", e.text, time);
+  guest_storages (v, &g);
+  if (guest_open (v, &g, true, time))
+    guest = write_and_apply (v, &g, &e);
+  if (guest && guest_shut (&g, &e) && guest_open (v, &g, false, time))
+    now = guest_read (&g, &e);
+  if (!now) {
+    found (v, when, e.text, time);
     v->errors++;
   }
-  else if (memcmp (now, guest, v->guest_size) != 0) {
-    found (v, "a writer after the crash", "other sectors changed", time);
+  else if (memcmp (now, guest, image_size (g.im)) != 0) {
+    found (v, when, "other sectors changed", time);
     v->third++;
   }
   else {
-    v->corrupt += !check_format (v, im, "after a writer", time);
-    v->snapshots += v->snapshot && !check_snapshot (v, im, time);
+    v->corrupt += !check_format (v, g.im, "after a writer", time);
+    v->snapshots += !check_snapshots (v, g.im, when, time);
   }
-  if (im)
-    harness_close (im, &e);
-  storage_close (st);
-  storage_close (data_st);
+  guest_free (&g);
   free (guest);
   free (now);
 }
 
 /* ---- QEMU's opinion ---- */
+
+static const char *
+second_name (const struct eval *v)
+{
+  return v->commits ? "base" : "data";
+}
 
 static void
 store (const struct eval *v, const struct disk *d, const char *name)
@@ -300,6 +408,7 @@ store (const struct eval *v, const struct disk *d, const char *name)
   FILE *fp;
 
   snprintf (path, sizeof path, "%s/state/%s", v->dir, name);
+  remove (path);                /* a link, maybe */
   fp = fopen (path, "w");
   if (!fp || fwrite (d->buf, 1, d->size, fp) != d->size || fclose (fp) != 0)
     die (path, "cannot be written");
@@ -338,38 +447,65 @@ qemu_agrees (struct eval *v, bool dirty, const char *when, uint64_t time)
   return false;
 }
 
-/* What QEMU is to do, and what GUEST is after it; [skip, skip+cluster) is
- * discarded, and may be anything.
+/* What QEMU is to do, and what GUEST, of SIZE bytes, is after it; [skip,
+ * skip+cluster) is discarded, and may be anything.
  */
+struct plan {
+  uint8_t *guest;
+  uint64_t size, cluster, skip;
+  char command[8192];
+};
+
 static void
-plan_qemu_writes (struct eval *v, uint8_t *guest, char *text, size_t size,
-                  uint64_t cluster, uint64_t *skip)
+plan_qemu_writes (struct eval *v, struct plan *p)
 {
-  size_t n = (size_t) snprintf (text, size, "qemu-io -f %s -d unmap",
-                                 v->format->name);
+  size_t room = sizeof p->command;
+  size_t n = (size_t) snprintf (p->command, room, "qemu-io -f %s -d unmap",
+                                v->format->name);
   /* Around a write into a zero cluster of a QED image QEMU puts what the
    * backing file has.
    */
-  bool whole = v->format == &format_qed && v->base;
+  bool whole = v->format == &format_qed && v->now->s.backing;
   uint64_t o, len;
 
   for (int i = 1; i <= 8; ++i) {
-    o = next_random (&v->rnd) % (v->guest_size / 512) * 512;
-    len = min_u64 ((1 + next_random (&v->rnd) % 20) * 512,
-                   v->guest_size - o);
+    o = next_random (&v->rnd) % (p->size / 512) * 512;
+    len = (1 + next_random (&v->rnd) % 20) * 512;
     if (i % 4 == 0 || whole)
-      o = round_down (o, cluster), len = cluster;
-    memset (guest + o, i % 4 ? i : 0, len);
-    n += (size_t) snprintf (text + n, size - n, i % 4
+      o = round_down (o, p->cluster), len = p->cluster;
+    len = min_u64 (len, p->size - o);
+    memset (p->guest + o, i % 4 ? i : 0, len);
+    n += (size_t) snprintf (p->command + n, room - n, i % 4
                             ? " -c 'write -q -P %3$d %1$" PRIu64 " %2$" PRIu64
                             "'"
                             : " -c 'write -q -z -u %1$" PRIu64 " %2$" PRIu64
                             "'", o, len, i);
   }
-  *skip = round_down (next_random (&v->rnd) % v->guest_size, cluster);
-  snprintf (text + n, size - n, " -c 'discard -q %" PRIu64 " %" PRIu64
-            "' -c flush image%s", *skip, cluster,
-            v->snapshot ? " && qemu-img snapshot -c s2 image" : "");
+  p->skip = round_down (next_random (&v->rnd) % p->size, p->cluster);
+  snprintf (p->command + n, room - n, " -c 'discard -q %" PRIu64 " %" PRIu64
+            "' -c flush image%s", p->skip,
+            min_u64 (p->cluster, p->size - p->skip),
+            v->now->s.nr ? " && qemu-img snapshot -c after image" : "");
+}
+
+/* The same, with a snapshot applied before. */
+static void
+plan_qemu_apply (struct eval *v, struct plan *p)
+{
+  const struct structure *s = &v->now->s;
+  unsigned number = s->numbers[next_random (&v->rnd) % s->nr];
+  char *writes, name[32];
+
+  snprintf (name, sizeof name, "content-s%u", number);
+  free (p->guest);
+  p->guest = load (v->dir, name, &p->size);
+  if (!p->guest)
+    die (name, "it is not there");
+  plan_qemu_writes (v, p);
+  writes = strdup (p->command);
+  snprintf (p->command, sizeof p->command, "qemu-img snapshot -a s%u image"
+            " && %s", number, writes);
+  free (writes);
 }
 
 /* DIR/state/NAME; NULL = there is none. */
@@ -387,29 +523,36 @@ fetch (const struct eval *v, const char *name)
   return st;
 }
 
-/* What QEMU left: all sectors as planned, the snapshot as it was. */
 static bool
-judge_what_qemu_wrote (struct eval *v, const uint8_t *guest, uint64_t skip,
-                       uint64_t cluster, uint64_t time)
+guest_fetch (struct eval *v, struct guest *g, uint64_t time)
 {
-  struct storage *st = fetch (v, "image");
-  struct storage *data_st = v->state[1].buf ? fetch (v, "data") : NULL;
-  struct image *im = open_state (v, st, data_st, false, time);
-  struct error e = ERROR_INIT;
-  uint8_t *now = must_alloc (v->guest_size);
-  uint64_t end = min_u64 (skip + cluster, v->guest_size);
-  bool ok = im && image_read (im, now, v->guest_size, 0, &e) == 0;
+  *g = (struct guest) { .st = fetch (v, "image") };
+  if (v->state[1].buf)
+    g->second = fetch (v, second_name (v));
+  return guest_open (v, g, false, time);
+}
 
-  ok = ok && memcmp (now, guest, skip) == 0
-    && memcmp (now + end, guest + end, v->guest_size - end) == 0;
+/* What QEMU left: all sectors as planned, the snapshots as they were. */
+static bool
+judge_what_qemu_wrote (struct eval *v, const struct plan *p, uint64_t time)
+{
+  static const char when[] = "qemu-io after the crash";
+  uint64_t end = min_u64 (p->skip + p->cluster, p->size);
+  struct error e = ERROR_INIT;
+  uint8_t *now = NULL;
+  struct guest g;
+  bool ok;
+
+  if (guest_fetch (v, &g, time))
+    now = guest_read (&g, &e);
+  ok = now && image_size (g.im) == p->size
+    && memcmp (now, p->guest, p->skip) == 0
+    && memcmp (now + end, p->guest + end, p->size - end) == 0;
   if (!ok)
-    found (v, "qemu-io after the crash", "other sectors changed", time);
-  else if (v->snapshot)
-    ok = check_snapshot (v, im, time);
-  if (im)
-    harness_close (im, &e);
-  storage_close (st);
-  storage_close (data_st);
+    found (v, when, "other sectors changed", time);
+  else
+    ok = check_snapshots (v, g.im, when, time);
+  guest_free (&g);
   free (now);
   return ok;
 }
@@ -417,30 +560,29 @@ judge_what_qemu_wrote (struct eval *v, const uint8_t *guest, uint64_t skip,
 static bool
 qemu_writes_on (struct eval *v, uint64_t time)
 {
-  struct storage *st = fetch (v, "image");
-  struct storage *data_st = v->state[1].buf ? fetch (v, "data") : NULL;
-  struct image *im = open_state (v, st, data_st, false, time);
-  uint8_t *guest = must_alloc (v->guest_size);
   struct error e = ERROR_INIT;
-  uint64_t cluster = 0, skip = 0;
-  char command[8192];
-  bool ok = im && image_read (im, guest, v->guest_size, 0, &e) == 0;
+  struct plan p = { .guest = NULL };
+  struct guest g;
+  bool ok;
 
-  if (ok) {
-    cluster = im->format->info.cluster_size;
-    plan_qemu_writes (v, guest, command, sizeof command, cluster, &skip);
+  if (guest_fetch (v, &g, time)) {
+    p.guest = guest_read (&g, &e);
+    p.size = image_size (g.im);
+    p.cluster = g.im->format->info.cluster_size;
   }
-  if (im)
-    harness_close (im, &e);
-  storage_close (st);
-  storage_close (data_st);
-  if (ok && shell (v, command) != 0) {
+  guest_free (&g);
+  if (!p.guest)
+    return false;
+  if (v->now->s.nr == 0 || next_random (&v->rnd) % 2)
+    plan_qemu_writes (v, &p);
+  else
+    plan_qemu_apply (v, &p);
+  ok = shell (v, p.command) == 0;
+  if (!ok)
     found (v, "qemu-io after the crash", "it fails", time);
-    ok = false;
-  }
-  ok = ok && qemu_agrees (v, false, "after qemu-io", time)
-    && judge_what_qemu_wrote (v, guest, skip, cluster, time);
-  free (guest);
+  ok = ok && qemu_agrees (v, v->flags, "after qemu-io", time)
+    && judge_what_qemu_wrote (v, &p, time);
+  free (p.guest);
   return ok;
 }
 
@@ -450,8 +592,10 @@ judge_by_qemu (struct eval *v, bool dirty, bool fine, uint64_t time)
 {
   store (v, &v->state[0], "image");
   if (v->state[1].buf)
-    store (v, &v->state[1], "data");
-  v->qemu += !qemu_agrees (v, dirty, "qemu", time)
+    store (v, &v->state[1], second_name (v));
+  /* Flags that do not fit: QEMU writes before it repairs. */
+  v->qemu += (!v->flags
+              && !qemu_agrees (v, dirty || v->damaged, "qemu", time))
     || (fine && !qemu_writes_on (v, time));
 }
 
@@ -460,24 +604,26 @@ judge_by_qemu (struct eval *v, bool dirty, bool fine, uint64_t time)
 static void
 judge (struct eval *v, uint64_t time)
 {
-  struct storage *st = to_storage (&v->state[0], "state");
-  struct storage *data_st = v->state[1].buf
-    ? to_storage (&v->state[1], "data") : NULL;
-  struct image *im = open_state (v, st, data_st, false, time);
-  struct error e = ERROR_INIT;
   bool ok = false, dirty = false;
+  struct error e = ERROR_INIT;
+  struct guest g;
 
   v->states++;
-  if (im) {
-    dirty = im->format->dirty_flag;
-    ok = judge_reading (v, im, time, "after the crash");
-    harness_close (im, &e);
+  v->now = newest_version (v, time);
+  v->flags = false;
+  v->damaged = v->nr_versions > 1 && v->versions[1].letter == 'K'
+    && v->versions[1].done > time;
+  guest_storages (v, &g);
+  if (guest_open (v, &g, false, time)) {
+    dirty = g.im->format->dirty_flag;
+    ok = judge_reading (v, &g, time, "after the crash");
+    guest_shut (&g, &e);
   }
   else
     v->errors++;
-  storage_close (st);
-  storage_close (data_st);
-  if (ok && next_random (&v->rnd) % 100 < v->write_percent)
+  guest_free (&g);
+  if (ok && !v->damaged
+      && (v->flags || next_random (&v->rnd) % 100 < v->write_percent))
     judge_writing (v, time);
   if (!ok || next_random (&v->rnd) % 1000 < v->qemu_permille)
     judge_by_qemu (v, dirty, ok, time);

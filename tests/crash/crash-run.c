@@ -3,11 +3,12 @@
 
 /* Run a random workload with our driver on a recording storage: see crash.h.
  *
- *   crash-run [-f FORMAT] [-p] [-c] [-D] [-e NUMBER] -s SEED -n OPS -t THREADS
- *             DIR
+ *   crash-run [-f FORMAT] [-p] [-c] [-D] [-S LETTERS] [-R] [-e NUMBER] -s SEED
+ *             -n OPS -t THREADS DIR
  *
  * -e runs the sequence of that NUMBER (crash.h) instead of random operations.
- * -p only prints them (for qemu-run); -c with compressed writes, -D with trims.
+ * -p only prints them (for qemu-run); -c with compressed writes, -D with trims,
+ * -S with operations on the structure (structure.h); -R repairs the image first.
  * DIR has image, and may have base (raw) and data (external data file).
  */
 
@@ -16,8 +17,9 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include "ops/ops.h"
 #include "storage/record.h"
-#include "tests/crash/crash.h"
+#include "tests/crash/structure.h"
 #include "tests/unit/harness.h"
 
 struct run {
@@ -25,11 +27,14 @@ struct run {
   const char *dir;
   uint64_t seed;
   unsigned nr_ops, nr_threads;
-  bool packed, discard, print;
+  bool packed, discard, print, repair;
   bool is_sequence;             /* number: which */
   unsigned number;
-  struct image *im;
-  FILE *ledger;
+  struct structure structure;
+  struct storage *st, *base_st, *data_st;
+  struct image *im, *base;
+  FILE *ledger, *versions;
+  unsigned nr_versions;
   pthread_mutex_t mutex;        /* of the ledger */
 };
 
@@ -102,6 +107,122 @@ write_op (struct run *r, const struct op *op, struct error *e)
   free (buf);
 }
 
+/* ---- structure ---- */
+
+/* What the guest reads now, in DIR/content-NAME. */
+static void
+write_content (const struct run *r, const char *letter, unsigned number)
+{
+  size_t size = (size_t) image_size (r->im);
+  uint8_t *buf = must_alloc (size);
+  struct error e = ERROR_INIT;
+  char path[4096];
+  FILE *fp;
+
+  if (image_read (r->im, buf, size, 0, &e) == -1)
+    die ("content", e.text);
+  snprintf (path, sizeof path, "%s/content-%s%u", r->dir, letter, number);
+  fp = fopen (path, "w");
+  if (!fp || fwrite (buf, 1, size, fp) != size || fclose (fp) != 0)
+    die (path, "cannot be written");
+  free (buf);
+}
+
+/* The last fields of a line of DIR/versions. */
+static void
+print_version (FILE *fp, char letter, const struct structure *s)
+{
+  fprintf (fp, "%c %" PRIu64 " %s %u", letter, s->size,
+           s->backing ? s->backing : "-", s->nr);
+  for (unsigned i = 0; i < s->nr; ++i)
+    fprintf (fp, " %u", s->numbers[i]);
+  putc ('\n', fp);
+}
+
+static void
+note_version (struct run *r, char letter, uint64_t submit, uint64_t done)
+{
+  if (r->print) {
+    printf ("version ");
+    print_version (stdout, letter, &r->structure);
+    return;
+  }
+  fprintf (r->versions, "%" PRIu64 " %" PRIu64 " ", submit, done);
+  print_version (r->versions, letter, &r->structure);
+  write_content (r, "", r->nr_versions++);
+}
+
+static char
+version_letter (const struct op *op)
+{
+  static const char letters[] = "SADRB";
+
+  return letters[op->type - OP_SNAPSHOT_CREATE];
+}
+
+static void open_image (struct run *r);
+
+static void
+close_image (struct run *r)
+{
+  struct error e = ERROR_INIT;
+
+  if (harness_close (r->im, &e) == -1)
+    die ("close", e.text);
+  if (r->base)
+    harness_close (r->base, &e);
+  r->im = r->base = NULL;
+}
+
+static void
+do_snapshot (struct run *r, const struct op *op, struct error *e)
+{
+  char name[16];
+  struct format_snapshot s = { .name = name };
+
+  snprintf (name, sizeof name, "s%u", op->byte);
+  if (op->type == OP_SNAPSHOT_CREATE)
+    image_snapshot_create (r->im, &s, e);
+  else if (op->type == OP_SNAPSHOT_APPLY)
+    image_snapshot_apply (r->im, name, e);
+  else
+    image_snapshot_delete (r->im, name, e);
+  if (op->type == OP_SNAPSHOT_CREATE && !e->err)
+    write_content (r, "s", op->byte);
+}
+
+static void
+do_structural (struct run *r, const struct op *op)
+{
+  uint64_t submit = storage_record_clock (), done;
+  struct commit_opts commit = { .depth = 1 };
+  struct commit_result committed;
+  struct op_ctx ctx = { .rate_limit = 0 };
+  struct error e = ERROR_INIT;
+
+  if (op->type == OP_RESIZE)
+    image_resize (r->im, op->offset, &e);
+  else if (op->type == OP_SET_BACKING)
+    image_set_backing (r->im, backing_names[op->byte], "raw", &e);
+  else if (op->type == OP_COMMIT)
+    op_commit (r->im, &commit, &committed, &ctx, &e);
+  else
+    do_snapshot (r, op, &e);
+  done = storage_record_clock ();
+  if (e.err)
+    die ("workload", e.text);
+  /* As image_set_backing wants it. */
+  if (op->type == OP_SET_BACKING) {
+    close_image (r);
+    open_image (r);
+  }
+  structure_note (&r->structure, op);
+  if (op->type != OP_COMMIT)
+    note_version (r, version_letter (op), submit, done);
+}
+
+/* ---- the workload ---- */
+
 static void
 do_op (struct run *r, const struct op *op)
 {
@@ -128,6 +249,9 @@ do_op (struct run *r, const struct op *op)
     image_flush (r->im, &e);
     note (r, 'F', submit, op, 0);
     break;
+  default:
+    do_structural (r, op);
+    break;
   }
   if (e.err)
     die ("workload", e.text);
@@ -138,10 +262,42 @@ print_op (const struct op *op)
 {
   static const char *const names[] = {
     "write", "write-fua", "zero", "zero-unmap", "trim", "packed", "flush",
+    "snapshot-create", "snapshot-apply", "snapshot-delete", "resize",
+    "set-backing", "commit",
   };
 
   printf ("%s %" PRIu64 " %" PRIu64 " %u\n", names[op->type], op->offset,
           op->length, op->byte);
+}
+
+static struct op
+next_op (struct worker *w, unsigned i, uint8_t byte)
+{
+  struct run *r = w->run;
+  unsigned digit = r->number;
+  struct op op;
+
+  if (!*r->structure.can)
+    return r->is_sequence ? sequence_op (&w->t, r->number, i)
+      : random_op (&w->t, &w->rnd, byte);
+  w->t.size = r->structure.size;
+  if (r->is_sequence) {
+    for (unsigned n = i; n > 0; --n)
+      digit /= ALPHABET;
+    return sequence_structural (&w->t, &r->structure, digit % ALPHABET, byte);
+  }
+  return random_structural (&r->structure, &w->rnd, &op) ? op
+    : random_op (&w->t, &w->rnd, byte);
+}
+
+static void
+print_step (struct run *r, const struct op *op)
+{
+  print_op (op);
+  if (op->type > OP_FLUSH && op->type != OP_COMMIT) {
+    structure_note (&r->structure, op);
+    note_version (r, version_letter (op), 0, 0);
+  }
 }
 
 static void *
@@ -152,11 +308,10 @@ work (void *arg)
   struct op op;
 
   for (unsigned i = 0; i < w->run->nr_ops; ++i) {
-    op = w->run->is_sequence ? sequence_op (&w->t, w->run->number, i)
-      : random_op (&w->t, &w->rnd, byte);
+    op = next_op (w, i, byte);
     byte = byte == w->last_byte ? w->first_byte : (uint8_t) (byte + 1);
     if (w->run->print)
-      print_op (&op);
+      print_step (w->run, &op);
     else
       do_op (w->run, &op);
   }
@@ -206,47 +361,119 @@ run_workers (struct run *r)
   free (w);
 }
 
-static void
-open_ledger (struct run *r)
+static FILE *
+create_file (const struct run *r, const char *name)
 {
   char path[4096];
+  FILE *fp;
 
-  snprintf (path, sizeof path, "%s/ledger", r->dir);
-  r->ledger = fopen (path, "w");
-  if (!r->ledger)
+  snprintf (path, sizeof path, "%s/%s", r->dir, name);
+  fp = fopen (path, "w");
+  if (!fp)
     die (path, "cannot be written");
+  return fp;
+}
+
+/* A commit writes into the base, which is recorded then, as object 2. */
+static void
+open_storages (struct run *r)
+{
+  bool commits = strchr (r->structure.can, 'c');
+
+  r->base_st = load_storage (r, "base");
+  r->st = load_storage (r, "image");
+  r->data_st = load_storage (r, "data");
+  if (!r->st)
+    die (r->dir, "no image");
+  if (r->print)
+    return;
+  r->st = record (r, r->st);
+  if (commits)
+    r->base_st = record (r, r->base_st);
+  r->data_st = record (r, r->data_st);
+  r->ledger = create_file (r, "ledger");
+  r->versions = create_file (r, "versions");
+}
+
+static void
+open_image (struct run *r)
+{
+  struct error e = ERROR_INIT;
+
+  if (r->base_st)
+    r->base = harness_open (r->base_st, &format_raw, NULL, NULL,
+                            strchr (r->structure.can, 'c'), 0, &e);
+  r->im = harness_open (r->st, r->format, r->base, r->data_st, true, 1 << 20,
+                        &e);
+  if (!r->im)
+    die ("open", e.text);
+}
+
+/* What the image is like at first: line 0 of the versions. */
+static void
+first_version (struct run *r)
+{
+  struct structure *s = &r->structure;
+  struct format_snapshot *list = NULL;
+  struct error e = ERROR_INIT;
+  size_t nr = 0;
+
+  s->size = image_size (r->im);
+  s->backing = r->base ? backing_names[0] : NULL;
+  if (r->format->snapshots
+      && r->format->snapshots (r->im->format, &list, &nr, &e) == -1)
+    die ("snapshots", e.text);
+  for (size_t i = 0; i < nr; ++i) {
+    s->numbers[s->nr] = s->newest = (unsigned) atoi (list[i].name + 1);
+    s->sizes[s->nr++] = list[i].disk_size;
+  }
+  format_snapshots_free (list, nr);
+  note_version (r, '0', 0, 0);
+}
+
+/* check -r all, before the image is opened to write. */
+static void
+repair_image (struct run *r)
+{
+  struct format_open_options o = { .writable = true, .check = true };
+  struct format_check_options how = { .repair = REPAIR_ALL };
+  struct format_check_result result;
+  struct format_needs needs = { .backing = NULL };
+  struct error e = ERROR_INIT;
+  struct format *f = r->format->open (r->st, &o, &needs, &e);
+
+  memset (&result, 0, sizeof result);
+  if (!f || r->format->activate (f, NULL, false, &e) == -1
+      || r->format->check (f, &how, &result, &e) == -1
+      || r->format->close (f, &e) == -1)
+    die ("repair", e.text);
+  if (result.corruptions_fixed == 0)
+    die ("repair", "there was nothing to do");
+  format_needs_free (&needs);
 }
 
 static void
 run (struct run *r)
 {
-  struct error e = ERROR_INIT;
-  struct storage *base_st = load_storage (r, "base");
-  struct storage *st = load_storage (r, "image");
-  struct storage *data_st = load_storage (r, "data");
-  struct image *base = NULL;
+  uint64_t submit, done;
 
-  if (!st)
-    die (r->dir, "no image");
-  if (!r->print) {
-    st = record (r, st);
-    data_st = record (r, data_st);
-    open_ledger (r);
-  }
-  if (base_st)
-    base = harness_open (base_st, &format_raw, NULL, NULL, false, 0, &e);
-  r->im = harness_open (st, r->format, base, data_st, true, 1 << 20, &e);
-  if (!r->im)
-    die ("open", e.text);
+  open_storages (r);
+  submit = storage_record_clock ();
+  if (r->repair && r->print)
+    puts ("repair 0 0 0");
+  else if (r->repair)
+    repair_image (r);
+  done = storage_record_clock ();
+  open_image (r);
+  first_version (r);
+  if (r->repair)
+    note_version (r, 'K', submit, done);
   run_workers (r);
-  if (harness_close (r->im, &e) == -1)
-    die ("close", e.text);
-  if (base)
-    harness_close (base, &e);
-  storage_close (st);
-  storage_close (base_st);
-  storage_close (data_st);
-  if (r->ledger && fclose (r->ledger) != 0)
+  close_image (r);
+  storage_close (r->st);
+  storage_close (r->base_st);
+  storage_close (r->data_st);
+  if (r->ledger && (fclose (r->ledger) != 0 || fclose (r->versions) != 0))
     die ("ledger", "cannot be written");
 }
 
@@ -255,11 +482,12 @@ main (int argc, char **argv)
 {
   struct run r = {
     .nr_ops = 60, .nr_threads = 1, .seed = 1, .format = &format_qcow2,
+    .structure.can = "",
   };
   int c;
 
   pthread_mutex_init (&r.mutex, NULL);
-  while ((c = getopt (argc, argv, "f:pcDe:s:n:t:")) != -1)
+  while ((c = getopt (argc, argv, "f:pcDRS:e:s:n:t:")) != -1)
     switch (c) {
     case 'e':
       r.is_sequence = true;
@@ -269,14 +497,17 @@ main (int argc, char **argv)
     case 'p': r.print = true; break;
     case 'c': r.packed = true; break;
     case 'D': r.discard = true; break;
+    case 'R': r.repair = true; break;
+    case 'S': r.structure.can = optarg; break;
     case 's': r.seed = strtoull (optarg, NULL, 0); break;
     case 'n': r.nr_ops = (unsigned) strtoul (optarg, NULL, 0); break;
     case 't': r.nr_threads = (unsigned) strtoul (optarg, NULL, 0); break;
     default: return 2;
     }
-  if (optind != argc - 1 || r.nr_threads < 1 || r.nr_threads > 16)
-    die ("usage", "crash-run [-f FORMAT] [-p] [-c] [-D] [-e NUMBER] -s SEED"
-         " -n OPS -t THREADS DIR");
+  if (optind != argc - 1 || r.nr_threads < 1 || r.nr_threads > 16
+      || (*r.structure.can && r.nr_threads > 1))
+    die ("usage", "crash-run [-f FORMAT] [-p] [-c] [-D] [-S LETTERS] [-R]"
+         " [-e NUMBER] -s SEED -n OPS -t THREADS DIR");
   if (r.is_sequence)
     r.nr_ops = SEQUENCE;
   r.dir = argv[optind];

@@ -16,6 +16,11 @@
  * A ledger has one line for each guest operation:
  *   W|U|Z|T|F  submit  done  offset  length  byte
  * (write, write with FUA, zero, trim, flush), on the clock of the log.
+ *
+ * DIR/versions has one line for the image as it was at first, and one for each
+ * operation on its structure (structure.h):
+ *   submit  done  letter  size  backing  NR  NR numbers of snapshots
+ * Line K left the guest with DIR/content-K, snapshot N has DIR/content-sN.
  */
 
 #ifndef NBDIMG_CRASH_H
@@ -98,15 +103,21 @@ load (const char *dir, const char *name, size_t *size)
 /* ---- the workload ---- */
 
 enum op_type { OP_WRITE, OP_WRITE_FUA, OP_ZERO, OP_ZERO_UNMAP, OP_TRIM,
-               OP_PACKED, OP_FLUSH };
+               OP_PACKED, OP_FLUSH,
+               OP_SNAPSHOT_CREATE, OP_SNAPSHOT_APPLY, OP_SNAPSHOT_DELETE,
+               OP_RESIZE, OP_SET_BACKING, OP_COMMIT };
 
 struct op {
   enum op_type type;
-  uint64_t offset, length;
-  uint8_t byte;
+  uint64_t offset, length;      /* OP_RESIZE: offset is the new size */
+  uint8_t byte;                 /* OP_SNAPSHOT_*: the snapshot's number */
 };
 
-/* Where one thread works: chunks of CHUNK bytes, every STEP bytes. */
+struct structure;               /* structure.h */
+
+/* Where one thread works: chunks of CHUNK bytes, every STEP bytes (0 = the whole
+ * disk).
+ */
 struct territory {
   uint64_t size, cluster, start, chunk, step;
   bool packed, discard;

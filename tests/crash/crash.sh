@@ -5,7 +5,9 @@
 # Crash replay of the write paths, ours and QEMU's by the same generator:
 # for each kind of image a random workload, and every state a crash could leave
 # of it (crash-eval.c); and short sequences of operations, up to all there are
-# of three (crash.h).  Prints a table; fails if we have a single finding.
+# of three (crash.h).  In the last kinds the structure changes meanwhile:
+# snapshots, size, backing file, commit; or the image is to be repaired first.
+# Prints a table; fails if we have a single finding.
 #
 #   CRASH_SEEDS   how many workloads for each kind (2)
 #   CRASH_OPS     operations in each (60)
@@ -24,7 +26,8 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/nbdimg-crash.XXXXXX") || exit 1
 trap 'rm -rf "$work"' EXIT
 
 # name | [FORMAT:]-o options, qcow2 by default | extras: base, data, snapshot,
-# packed, discard, threads, large, huge
+# packed, discard, threads, large, huge, can=LETTERS (structure.h), dirty (left
+# so by a killed QEMU), wrong (refcounts that check -r has to mend)
 kinds='
 4k            |cluster_size=4k                       |discard packed
 4k-nodiscard  |cluster_size=4k                       |packed
@@ -59,9 +62,26 @@ qcow-8-threads|qcow:                                 |threads discard
 qcow-8-backing|qcow:                                 |base threads discard
 vdi           |vdi:static=off                        |discard large
 vdi-8-threads |vdi:static=off                        |threads discard huge
+snapshots     |cluster_size=4k                       |snapshot can=s discard
+snapshots-v2  |compat=0.10,cluster_size=4k           |snapshot can=s discard
+snapshots-512 |cluster_size=512,refcount_bits=64     |snapshot can=s base
+snapshots-64k |cluster_size=64k                      |snapshot can=sr discard
+snapshots-el2 |cluster_size=16k,extended_l2=on       |snapshot can=srb base
+resize        |cluster_size=4k                       |can=r discard
+resize-v2-512 |compat=0.10,cluster_size=512          |can=r discard
+resize-1bit   |cluster_size=4k,refcount_bits=1       |can=rb base discard
+resize-qed    |qed:cluster_size=4k,table_size=2      |can=gb base
+commit        |cluster_size=4k                       |can=cb base discard
+commit-64k    |cluster_size=64k                      |can=crs base
+commit-qed    |qed:cluster_size=4k,table_size=2      |can=c base
+dirty         |cluster_size=4k,lazy_refcounts=on     |dirty discard
+dirty-snapshot|cluster_size=4k,lazy_refcounts=on     |dirty snapshot
+repair        |cluster_size=4k                       |wrong discard
+repair-64bit  |cluster_size=4k,refcount_bits=64      |wrong snapshot can=s
 '
 
 has () { case " $extras " in *" $1 "*) return 0;; esac; return 1; }
+same_base=the-same-base-by-a-name-that-is-longer
 
 # The first image: some clusters written, and with a snapshot some of them
 # shared.
@@ -85,16 +105,44 @@ make_image () {
     qemu-io -f "$format" -c "write -q -P 251 $at 256k" image &&
     if has snapshot; then
       qemu-img snapshot -c s1 image &&
-      qemu-img convert -O raw -l snapshot.name=s1 image snapshot &&
+      qemu-img convert -O raw -l snapshot.name=s1 image content-s1 &&
       qemu-io -c "write -q -P 251 160k 64k" image
+    fi &&
+    if has dirty; then
+      # The shell that runs it would say that it was killed.
+      bash -c 'qemu-io -c "write -q -P 251 512k 300k" -c "sigraise 9" image
+        true' 2>/dev/null
+    fi &&
+    if has wrong; then break_refcounts; fi &&
+    mkdir -p state &&
+    if has base; then
+      ln -s base "$same_base" && ln -s ../base state/base &&
+      ln -s base "state/$same_base"
     fi
-    mkdir -p state && { [ ! -e base ] || ln -s ../base state/base; }
   ) >/dev/null || exit 1
+}
+
+# Clusters that are in use have no references: the first refcount block, which
+# qemu-img creates in the third cluster of 4 KiB, loses some.
+break_refcounts () {
+  local bytes=2
+  case $options in *refcount_bits=64*) bytes=8 ;; esac
+  dd if=/dev/zero of=image bs=1 seek=$((0x2000 + 8 * bytes)) \
+    count=$((20 * bytes)) conv=notrunc status=none
+  ! qemu-img check image >/dev/null 2>&1
+}
+
+# letters WHO: what the kind can.  QEMU's log has no second file, so no commits.
+letters () {
+  local can=${extras##*can=}
+  [ "$can" != "$extras" ] || return 0
+  can=${can%% *}
+  if [ "$1" = ours ]; then echo "$can"; else echo "${can//c/}"; fi
 }
 
 declare -a args
 one () {                # one WHO SEED [SEQUENCE]: a line of figures
-  local all=() loud=()
+  local all=() loud=() can
   if [ "$1" = ours ]; then loud=(-v); fi
   args=(-f "$format" -s "$2" -n "$ops" -t 1)
   if [ -n "${3:-}" ]; then args+=(-e "$3") all=(-a 10 -r 64); fi
@@ -102,7 +150,11 @@ one () {                # one WHO SEED [SEQUENCE]: a line of figures
   if has packed && [ "$1" = ours ]; then args+=(-c); fi
   has discard && args+=(-D)
   if has threads; then args+=(-t 8); fi
-  rm -f "$dir/log" "$dir/ledger"
+  can=$(letters "$1")
+  if [ -n "$can" ]; then args+=(-S "$can"); fi
+  case $can in *c*) all+=(-b) ;; esac
+  if has wrong; then args+=(-R); fi
+  rm -f "$dir/log" "$dir/ledger" "$dir/versions"
   if [ "$1" = ours ]; then
     "$build/tests/crash/crash-run" "${args[@]}" "$dir" || return 2
   else
@@ -144,7 +196,7 @@ while IFS='|' read -r name options extras; do
     if [ $who = qemu ]; then
       [ "${CRASH_QEMU:-1}" = 1 ] || continue
       # One thread only; and qemu-io has no log for a second file.
-      if has threads || has data; then continue; fi
+      if has threads || has data || has can=c; then continue; fi
     fi
     sum=(0 0 0 0 0 0 0)
     for ((seed = 1; seed <= seeds; seed++)); do figures $who $seed; done

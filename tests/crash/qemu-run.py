@@ -11,7 +11,10 @@ writes the log of dm-log-writes; this reads how far it has got after each
 operation, so that each entry is known to belong to one.  The order of requests
 inside an operation is that of the log; a flush covers all that stands before
 it, and what stands behind it began when it had ended.  DIR/image is changed in
-a copy.  Writes DIR/log and DIR/ledger (crash.h).
+a copy.  Operations on the structure are carried out by qemu-img, between two
+runs of qemu-io, into the same log.  Changes of the file's size are not in it, so
+that a state may be longer than the disk was.  Writes DIR/log, DIR/ledger,
+DIR/versions and DIR/content-* (crash.h).
 """
 
 import os
@@ -29,25 +32,37 @@ class Qemu:
     """qemu-io on a copy of the image, one command at a time."""
 
     def __init__(self, folder, image_format):
+        self.folder = folder
+        self.format = image_format
         self.log = os.path.join(folder, "qemu.log")
-        copy = os.path.join(folder, "qemu.image")
-        shutil.copy(os.path.join(folder, "image"), copy)
+        self.copy = os.path.join(folder, "qemu.image")
+        shutil.copy(os.path.join(folder, "image"), self.copy)
         open(self.log, "w").close()
-        opts = ["driver=" + image_format, "discard=unmap", "file.discard=unmap",
+        self.used = False
+        self.process = None
+
+    def options(self, with_backing=True):
+        opts = ["driver=" + self.format, "discard=unmap", "file.discard=unmap",
                 "file.driver=blklogwrites",
-                "file.file.driver=file", "file.file.filename=" + copy,
+                "file.file.driver=file", "file.file.filename=" + self.copy,
                 "file.file.discard=unmap",
                 "file.log.driver=file", "file.log.filename=" + self.log,
                 "file.log-super-update-interval=1"]
-        base = os.path.join(folder, "base")
-        if os.path.exists(base):
+        if self.used:
+            opts.append("file.log-append=on")
+        self.used = True
+        base = os.path.join(self.folder, "base")
+        if with_backing and os.path.exists(base):
             opts += ["backing.driver=raw", "backing.file.driver=file",
                      "backing.file.filename=" + base]
+        return ",".join(opts)
+
+    def start(self):
         self.process = subprocess.Popen(
             # Its own default is writethrough; that of a virtual machine and
             # of qemu-nbd is writeback.
             ["qemu-io", "-t", "writeback", "-d", "unmap", "--image-opts",
-             ",".join(opts)],
+             self.options()],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT)
         self.wait()
@@ -60,18 +75,43 @@ class Qemu:
             if not more:
                 sys.exit("qemu-io: " + text.decode())
             text += more
-        if b"rror" in text or b"ailed" in text:
+        if b"rror" in text.replace(b"ERROR cluster", b"") or b"ailed" in text:
             sys.exit("qemu-io: " + text.decode())
 
     def command(self, text):
+        if not self.process:
+            self.start()
         self.process.stdin.write(text.encode() + b"\n")
         self.process.stdin.flush()
         self.wait()
 
     def quit(self):
-        self.process.stdin.write(b"quit\n")
-        self.process.stdin.close()
-        self.process.wait()
+        if self.process:
+            self.process.stdin.write(b"quit\n")
+            self.process.stdin.close()
+            self.process.wait()
+        self.process = None
+
+    def img(self, command, *args, behind=(), with_backing=True):
+        """An operation of qemu-img; qemu-io has quit."""
+        done = subprocess.run(
+            ["qemu-img", command, "--image-opts", *args,
+             self.options(with_backing), *behind],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        if done.returncode != 0:
+            sys.exit("qemu-img: " + done.stdout.decode())
+
+    def content(self, name):
+        """What the guest reads, into DIR/content-NAME."""
+        opts = "driver=%s,file.driver=file,file.filename=%s" % (
+            self.format, self.copy)
+        base = os.path.join(self.folder, "base")
+        if os.path.exists(base):
+            opts += ",backing.driver=raw,backing.file.driver=file," \
+                "backing.file.filename=" + base
+        subprocess.run(["qemu-img", "convert", "--image-opts", "-O", "raw",
+                        opts, os.path.join(self.folder, "content-" + name)],
+                       check=True)
 
     def entries(self):
         with open(self.log, "rb") as f:
@@ -86,6 +126,8 @@ class Writer:
         self.clock = 0
         self.log = open(os.path.join(folder, "log"), "wb")
         self.ledger = open(os.path.join(folder, "ledger"), "w")
+        self.versions = open(os.path.join(folder, "versions"), "w")
+        self.nr_versions = 0
         self.qemu_log = qemu_log
         self.at = SECTOR
         self.seen = 0
@@ -127,6 +169,7 @@ class Writer:
     def close(self):
         self.log.close()
         self.ledger.close()
+        self.versions.close()
 
 
 COMMANDS = {
@@ -140,23 +183,79 @@ COMMANDS = {
 }
 
 
-def main():
-    folder = sys.argv[1]
-    qemu = Qemu(folder, sys.argv[2])
-    writer = Writer(folder, qemu.log)
-    writer.take(qemu.entries(), writer.tick())
-    for line in sys.stdin:
+BACKING_NAMES = ["base", "the-same-base-by-a-name-that-is-longer"]
+
+
+def structural(qemu, name, offset, byte):
+    """One operation of qemu-img (structure.h)."""
+    if name.startswith("snapshot-"):
+        letter = {"create": "-c", "apply": "-a", "delete": "-d"}[name[9:]]
+        qemu.img("snapshot", letter, "s" + byte)
+        if letter == "-c":
+            qemu.content("s" + byte)
+    elif name == "resize":
+        qemu.img("resize", "-q", "--shrink", behind=[offset])
+    elif name == "set-backing":
+        qemu.img("rebase", "-q", "-u", "-b", BACKING_NAMES[int(byte)],
+                 "-F", "raw", with_backing=False)
+    elif name == "repair":
+        qemu.img("check", "-q", "-r", "all")
+    else:
+        sys.exit(name + ": no such operation")
+
+
+class Run:
+    """Line by line, what crash-run -p prints."""
+
+    def __init__(self, folder, image_format):
+        self.qemu = Qemu(folder, image_format)
+        self.writer = Writer(folder, self.qemu.log)
+        self.last = (0, 0)      # of the operation on the structure
+
+    def take(self):
+        self.writer.take(self.qemu.entries(), self.writer.tick())
+
+    def version(self, text):
+        """The line after an operation on the structure, and the first line."""
+        writer = self.writer
+        writer.versions.write("%d %d %s" % (*self.last, text))
+        self.qemu.content(str(writer.nr_versions))
+        writer.nr_versions += 1
+
+    def operation(self, line):
         name, offset, length, byte = line.split()
-        letter, command = COMMANDS[name]
+        writer = self.writer
+        if name in COMMANDS:
+            letter, command = COMMANDS[name]
+            submit = writer.tick()
+            self.qemu.command(command.format(byte=byte, offset=offset,
+                                             length=length))
+            self.take()
+            byte = byte if letter in "WU" else "0"
+            writer.ledger.write("%s %d %d %s %s %s\n" % (
+                letter, submit, writer.tick(), offset, length, byte))
+            return
+        self.qemu.quit()
+        self.take()
         submit = writer.tick()
-        qemu.command(command.format(byte=byte, offset=offset, length=length))
-        writer.take(qemu.entries(), writer.tick())
-        byte = byte if letter in "WU" else "0"
-        writer.ledger.write("%s %d %d %s %s %s\n" % (
-            letter, submit, writer.tick(), offset, length, byte))
-    qemu.quit()
-    writer.take(qemu.entries(), writer.tick())
-    writer.close()
+        structural(self.qemu, name, offset, byte)
+        self.take()
+        self.last = (submit, writer.tick())
+
+    def end(self):
+        self.qemu.quit()
+        self.take()
+        self.writer.close()
+
+
+def main():
+    run = Run(sys.argv[1], sys.argv[2])
+    for line in sys.stdin:
+        if line.startswith("version "):
+            run.version(line[len("version "):])
+        else:
+            run.operation(line)
+    run.end()
 
 
 main()
