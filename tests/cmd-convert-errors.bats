@@ -144,6 +144,19 @@ as_qemu () {
   as_qemu -O qcow2 -o compat=0.10,cluster_size=4k,refcount_bits=16 a.raw o
 }
 
+@test "--salvage of a damaged image warns of it once, and saves the rest" {
+  need qemu-img qemu-io
+  qemu-img create -q -f qcow2 disk 1G
+  qemu-io -c 'write -P 1 0 1M' -c 'write -P 2 600M 1M' disk >/dev/null
+  # The table of the first half leads nowhere.
+  printf '\x80\0\0\0\xff\xff\0\0' | dd of=disk bs=1 seek=$((0x30000)) \
+    conv=notrunc status=none
+  "$NBDIMG" convert --salvage -O raw disk copy 2>said
+  [ "$(grep -c 'warning: disk: corrupt image' said)" = 1 ]
+  qemu-io -f raw -c 'read -P 2 600M 1M' copy >out
+  ! grep failed out
+}
+
 @test "a file that was cut off is an error wherever it ends, and no target" {
   need qemu-img qemu-io
   qemu-img create -q -f qcow2 whole 64M

@@ -636,7 +636,9 @@ qcow2_corrupt_locked (struct qcow2 *q, struct error *e, const char *fmt, ...)
   va_start (ap, fmt);
   vsnprintf (text, sizeof text, fmt, ap);
   va_end (ap);
-  log_warning ("%s: corrupt image: %s", q->format.storage->name, text);
+  if (!q->corrupt_told)
+    log_warning ("%s: corrupt image: %s", q->format.storage->name, text);
+  q->corrupt_told = true;
   if (q->writing && q->version >= 3
       && !(q->incompatible_features & INCOMPAT_CORRUPT)) {
     q->incompatible_features |= INCOMPAT_CORRUPT;

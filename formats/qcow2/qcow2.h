@@ -207,6 +207,7 @@ struct qcow2 {
   uint32_t nb_snapshots;
   uint64_t snapshots_offset, snapshots_length;  /* bytes of the table */
   bool writing;                 /* begin_write was done */
+  bool corrupt_told;            /* a warning said so: one is enough */
   struct format_view *views;    /* that are open; not owned */
   struct bitmap_set *bitmaps;   /* owned; NULL = not read.  Structural; writers
                                    set bits in it without the mutex */
@@ -260,9 +261,9 @@ extern void qcow2_free (struct qcow2 *q);
 extern void qcow2_init_allocation (struct qcow2 *q);
 
 /* Write LEN bytes of the header at OFFSET (within one 512-byte sector, so that
- * they cannot be torn), with flags of the storage.  A write
- * that fails may have been done all the same (the answer of a server was lost),
- * so the old bytes are put back: the caller goes on with what they say.
+ * they cannot be torn), with flags of the storage.  A write that fails may have
+ * been done all the same (the answer of a server was lost), so the old bytes
+ * are put back: the caller goes on with what they say.
  */
 extern int qcow2_put_header (struct qcow2 *q, uint64_t offset,
                              const void *buf, size_t len, unsigned flags,
