@@ -52,6 +52,13 @@ image_bitmap_edit (struct image *im, const struct format_bitmap_edit *edit,
   return r;
 }
 
+/* Bitmaps are those of the disk, also where a snapshot is what is looked at. */
+static uint64_t
+disk_size (const struct image *im)
+{
+  return im->format->info.size;
+}
+
 static int
 map (struct image *im, const char *name, uint64_t offset, bool *dirty,
      uint64_t *done, struct error *e)
@@ -60,7 +67,7 @@ map (struct image *im, const char *name, uint64_t offset, bool *dirty,
 
   image_freeze (im);
   r = im->format->ops->bitmap_map (im->format, name, offset,
-                                   image_size (im) - offset, dirty, done, e);
+                                   disk_size (im) - offset, dirty, done, e);
   image_thaw (im);
   return r;
 }
@@ -79,11 +86,11 @@ check_merge (struct image *im, const char *name, struct image *from,
     return -1;
   if (!from->format->ops->bitmap_map)
     return has_none (from, e);
-  if (image_size (im) == image_size (from))
+  if (disk_size (im) == disk_size (from))
     return 0;
   return error_set (e, EINVAL, "Bitmaps are of different sizes (destination "
                     "size is %" PRIu64 ", source size is %" PRIu64 ") and "
-                    "can't be merged", image_size (im), image_size (from));
+                    "can't be merged", disk_size (im), disk_size (from));
 }
 
 int
@@ -91,7 +98,7 @@ image_bitmap_merge (struct image *im, const char *name, struct image *from,
                     const char *source, struct error *e)
 {
   struct format_bitmap_edit edit = { .verb = BITMAP_SET, .name = name };
-  uint64_t size = image_size (from);
+  uint64_t size = disk_size (from);
   bool dirty;
 
   if (check_merge (im, name, from, e) == -1)

@@ -119,24 +119,6 @@ struct amend_opts {
 extern int op_amend (struct image *im, const struct amend_opts *opts,
                      struct op_ctx *ctx, struct error *e);
 
-/* ---- measure ---- */
-
-struct measure_opts {
-  struct image *source;         /* what is going to be copied; NULL = nothing */
-  uint64_t size;                /* without a source: of the disk, bytes */
-  const char *format;           /* "raw" by default */
-  const char *options;          /* -o, or NULL */
-};
-struct measure_result {
-  uint64_t required;            /* bytes for the disk as it is */
-  uint64_t fully_allocated;     /* bytes with data everywhere */
-  bool has_bitmaps;             /* both sides can have them: */
-  uint64_t bitmaps;             /* bytes for those of the source */
-};
-extern int op_measure (const struct measure_opts *opts,
-                       struct measure_result *result, struct op_ctx *ctx,
-                       struct error *e);
-
 /* ---- check ---- */
 
 struct check_result {
@@ -215,6 +197,42 @@ struct snapshot_opts {
 /* ENOENT: no such snapshot.  ENOTSUP: the image can have none. */
 extern int op_snapshot (struct image *im, const struct snapshot_opts *opts,
                         struct op_ctx *ctx, struct error *e);
+
+/* ---- bitmap ---- */
+
+struct bitmap_action {
+  enum format_bitmap_verb verb;
+  const char *merge;            /* BITMAP_SET: the bitmap of the source of which
+                                   all that is dirty becomes dirty */
+};
+struct bitmap_opts {
+  const char *name;             /* of the bitmap */
+  uint64_t granularity;         /* of BITMAP_ADD, bytes; 0 = the default */
+  const struct bitmap_action *actions;  /* done in this order */
+  size_t nr_actions;
+  struct image *source;         /* of BITMAP_SET; NULL = the image itself */
+};
+struct bitmap_result {
+  size_t done;                  /* actions; the one that failed is the next */
+};
+/* ENOENT: no such bitmap.  EEXIST: there is one.  ENOTSUP: the image can have
+ * none.  What was done before an action failed stays done.
+ */
+extern int op_bitmap (struct image *im, const struct bitmap_opts *opts,
+                      struct bitmap_result *result, struct op_ctx *ctx,
+                      struct error *e);
+
+/* Can the bitmaps of FROM be copied?  With SKIP_BROKEN inconsistent ones do not
+ * matter.
+ */
+extern int op_check_bitmaps (struct image *from, bool skip_broken,
+                             struct error *e);
+
+/* Copy the bitmaps of FROM to TO, which has the same disk and is open for
+ * writing.  Inconsistent ones are left out, with a message.
+ */
+extern int op_copy_bitmaps (struct image *from, struct image *to,
+                            struct op_ctx *ctx, struct error *e);
 
 /* ---- convert ---- */
 

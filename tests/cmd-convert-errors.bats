@@ -182,8 +182,6 @@ as_qemu () {
 @test "what is not built yet is refused by name" {
   need qemu-img qemu-io
   make_images
-  expect_error 1 '--bitmaps is not built yet' \
-    convert --bitmaps -O qcow2 b.qcow2 o
   expect_error 1 'tls-creds-x509 is not built yet' \
     convert --object tls-creds-x509,id=t,dir=. a.raw o
   expect_error 1 'vmdk' convert -O vmdk a.raw o

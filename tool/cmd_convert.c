@@ -34,6 +34,8 @@ static const char usage[] =
 "  -c                    compress\n"
 "  -S SIZE               zeroes of this length become holes (default 4k);\n"
 "                        0: all is written as data\n"
+"      --bitmaps         copy the persistent bitmaps of the source too\n"
+"      --skip-broken-bitmaps  but not those that are inconsistent\n"
 "  -n                    the target is there already\n"
 "      --target-image-opts  the target is key=value,...\n"
 "      --target-is-zero  the target reads as zeroes\n"
@@ -165,8 +167,6 @@ conflict (const struct convert_request *rq)
 {
   if (rq->skip_broken_bitmaps && !rq->bitmaps)
     return "Use of --skip-broken-bitmaps requires --bitmaps";
-  if (rq->bitmaps)
-    return "--bitmaps is not built yet: persistent bitmaps cannot be copied";
   if (rq->target_image_opts && !rq->no_create)
     return "--target-image-opts requires use of -n flag";
   if (rq->target_image_opts && rq->format)
@@ -189,6 +189,8 @@ conflict (const struct convert_request *rq)
       "concatenating multiple input images";
   if (rq->snapshot && rq->nr_names > 1)
     return "No support for concatenating multiple snapshot";
+  if (rq->bitmaps && rq->nr_names > 1)
+    return "Copying bitmaps only possible with single source";
   return NULL;
 }
 
@@ -287,13 +289,45 @@ warn_of_skip (const struct convert_request *rq)
     tool_error ("%s: cannot skip to specified offset", rq->names[0]);
 }
 
+/* Before anything is made: what cannot be copied. */
+static int
+check_bitmaps (const struct convert_request *rq)
+{
+  struct error e = ERROR_INIT;
+
+  if (!rq->bitmaps
+      || op_check_bitmaps (rq->opts.sources[0], rq->skip_broken_bitmaps,
+                           &e) == 0)
+    return 0;
+  if (e.err == EINVAL && !rq->skip_broken_bitmaps)
+    tool_error ("%s: try --skip-broken-bitmaps, or use '%s bitmap --remove' to "
+                "delete it", tool_without_name (rq->names[0], &e), program);
+  else
+    tool_fail (&e);
+  return -1;
+}
+
 static int
 open_sources (struct convert_request *rq)
 {
   if (convert_open_sources (rq) == -1)
     return -1;
   warn_of_skip (rq);
-  return 0;
+  return check_bitmaps (rq);
+}
+
+static int
+copy_bitmaps (struct convert_request *rq, struct convert_target *t,
+              struct op_ctx *ctx)
+{
+  struct error e = ERROR_INIT;
+
+  if (!rq->bitmaps
+      || op_copy_bitmaps (rq->opts.sources[0], t->im, ctx, &e) == 0)
+    return 0;
+  tool_progress_end ();
+  tool_error ("%s", tool_without_name (t->im->name, &e));
+  return -1;
 }
 
 int
@@ -306,6 +340,8 @@ convert_run (struct convert_request *rq, struct op_ctx *ctx)
       && convert_check_target (rq, &t) == 0
       && convert_open_target (rq, &t, ctx) == 0)
     r = copy (rq, &t, ctx);
+  if (r == 0)
+    r = copy_bitmaps (rq, &t, ctx);
   if (convert_close_target (rq, &t, r == -1) == -1)
     r = -1;
   if (convert_close_sources (rq) == -1)

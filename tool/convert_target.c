@@ -32,6 +32,13 @@ refuse (const char *text)
 
 /* ---- options ---- */
 
+static int
+refuse_bitmaps (const struct format_ops *format)
+{
+  tool_error ("Format driver '%s' does not support bitmaps", format->name);
+  return -1;
+}
+
 static const char *
 option (const struct convert_target *t, const char *name)
 {
@@ -131,7 +138,9 @@ check_options (const struct convert_request *rq, struct convert_target *t)
     tool_fail (&e);
     return -1;
   }
-  if (check_compression (rq, t) == -1)
+  if (check_compression (rq, t) == -1
+      || (rq->bitmaps && !t->format->bitmap_edit
+          && refuse_bitmaps (t->format) == -1))
     return -1;
   if (rq->no_create)
     return 0;
@@ -330,6 +339,8 @@ check_opened (const struct convert_request *rq, const struct convert_target *t)
 {
   if (convert_total (rq) > round_up (image_size (t->im), SECTOR_SIZE))
     return refuse ("output file is smaller than input file");
+  if (rq->bitmaps && !t->im->format->info.keeps_bitmaps)
+    return refuse_bitmaps (t->im->format->ops);
   if (rq->target_is_zero && t->im->backing)
     return refuse ("Cannot use --target-is-zero when the destination image "
                    "has a backing file");

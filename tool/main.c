@@ -28,7 +28,7 @@ struct command {
 static const struct command commands[] = {
   { "amend", cmd_amend, "change the options of an image" },
   { "bench", NULL, "time reads or writes" },
-  { "bitmap", NULL, "manage persistent bitmaps" },
+  { "bitmap", cmd_bitmap, "manage persistent bitmaps" },
   { "check", cmd_check, "look for errors in the tables of an image" },
   { "commit", cmd_commit, "write an image's changes into its backing file" },
   { "compare", cmd_compare, "find where two images begin to differ" },
@@ -38,7 +38,7 @@ static const struct command commands[] = {
   { "info", cmd_info, "tell what an image is" },
   { "io", cmd_io, "a shell of reads and writes" },
   { "map", cmd_map, "tell where in its files the data of an image lie" },
-  { "measure", cmd_measure, "tell how large an image will be" },
+  { "measure", NULL, "tell how large an image will be" },
   { "rebase", cmd_rebase, "change the backing file of an image" },
   { "resize", cmd_resize, "change the size of an image" },
   { "serve", cmd_serve, "serve an image over NBD" },

@@ -31,6 +31,7 @@
 /* ---- the commands ---- */
 
 extern int cmd_amend (int argc, char **argv);
+extern int cmd_bitmap (int argc, char **argv);
 extern int cmd_check (int argc, char **argv);
 extern int cmd_commit (int argc, char **argv);
 extern int cmd_compare (int argc, char **argv);
@@ -40,7 +41,6 @@ extern int cmd_dd (int argc, char **argv);
 extern int cmd_info (int argc, char **argv);
 extern int cmd_io (int argc, char **argv);
 extern int cmd_map (int argc, char **argv);
-extern int cmd_measure (int argc, char **argv);
 extern int cmd_rebase (int argc, char **argv);
 extern int cmd_resize (int argc, char **argv);
 extern int cmd_serve (int argc, char **argv);
@@ -174,15 +174,6 @@ extern int tool_cannot_open (const char *name, const struct error *e);
 
 /* Close it; an error is printed.  NULL is allowed. */
 extern int tool_close (struct image *im);
-
-/* ---- snapshot_param.c ---- */
-
-/* The id of the snapshot of the image TI that PARAM, the argument of -l, is
- * about, so that a name that is another's id does not lead astray.  Returns
- * owned; NULL = a message was printed.
- */
-extern char *tool_find_snapshot (const struct tool_image *ti,
-                                 const char *param);
 
 /* ---- brackets.c ---- */
 

@@ -76,6 +76,18 @@ find_usable (struct qcow2 *q, const char *name, struct dirty_bitmap **b,
   return 0;
 }
 
+static int
+check_range (const struct qcow2 *q, uint64_t offset, uint64_t length,
+             struct error *e)
+{
+  uint64_t size = q->format.info.size;
+
+  if (offset <= size && length <= size - offset)
+    return 0;
+  return error_set (e, EINVAL, "%" PRIu64 " bytes at %" PRIu64 " are beyond the"
+                    " end of the disk", length, offset);
+}
+
 int
 qcow2_bitmap_map (struct format *f, const char *name, uint64_t offset,
                   uint64_t length, bool *dirty, uint64_t *done,
@@ -87,6 +99,13 @@ qcow2_bitmap_map (struct format *f, const char *name, uint64_t offset,
 
   if (find_usable (q, name, &b, e) == -1 || bitmap_load (q, b, e) == -1)
     return -1;
+  if (check_range (q, offset, length, e) == -1)
+    return -1;
+  if (b->bits.nr == 0) {        /* a disk without a byte */
+    *dirty = false;
+    *done = 0;
+    return 0;
+  }
   first = offset >> b->granularity_bits;
   *dirty = bits_run (&b->bits, first, &nr);
   end = (first + nr) << b->granularity_bits;
@@ -255,6 +274,8 @@ set_range (struct qcow2 *q, const char *name, uint64_t offset,
   uint64_t first, end;
 
   if (find_usable (q, name, &b, e) == -1 || bitmap_load (q, b, e) == -1)
+    return -1;
+  if (check_range (q, offset, length, e) == -1)
     return -1;
   if (length == 0)
     return 0;

@@ -414,6 +414,7 @@ fill_info (struct qcow2 *q, const struct format_open_options *opts)
   f->info.cow_size = (uint32_t) q->subcluster_size;
   f->info.alignment = SECTOR_SIZE;
   f->info.vm_state_unit = (uint64_t) q->cluster_size << q->l2_bits;
+  f->info.keeps_bitmaps = q->version >= 3;
   f->info.codec = q->codec;
   f->info.can_pack = codec_available (q->codec) && !f->encrypted
     && !(q->incompatible_features & INCOMPAT_DATA_FILE);
@@ -599,10 +600,6 @@ qcow2_begin_write (struct format *f, struct error *e)
                  " being rebuilt", f->storage->name);
     if (qcow2_mend_dirty (q, e) == -1)
       return -1;
-    /* Readers may have cached what has been mended on disk. */
-    mutex_lock (&q->mutex);
-    table_drop_all_locked (q);
-    mutex_unlock (&q->mutex);
     f->dirty_flag = false;
   }
   if (q->stale_bitmaps)
@@ -662,8 +659,6 @@ const struct format_ops format_qcow2 = {
   .key_option = "encrypt.key-secret",
   .probe = qcow2_probe,
   .create = qcow2_create,
-  .measure = qcow2_measure,
-  .measure_bitmaps = qcow2_measure_bitmaps,
   .open = qcow2_open,
   .unlock = qcow2_unlock,
   .change_key = qcow2_change_key,
