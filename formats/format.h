@@ -145,7 +145,8 @@ struct format_key_change {
   bool activate;                /* a new passphrase; false: erase */
   const struct secret *new_secret;      /* borrowed, or NULL */
   const struct secret *old_secret;      /* erase what this opens; or NULL */
-  int slot;                     /* -1: the first free; or what old_secret says */
+  int slot;                     /* -1: the first free; or what old_secret
+                                   says */
   uint64_t iter_time;           /* ms of PBKDF2 for a new one */
   bool force;                   /* erase the last one, overwrite one in use */
 };

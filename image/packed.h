@@ -12,8 +12,8 @@
 
 struct packed_cache;
 
-/* BYTES: the budget for decoded clusters; at least two are kept.  Returns owned,
- * freed with packed_cache_free.
+/* BYTES: the budget for decoded clusters; at least two are kept.  Returns
+ * owned, freed with packed_cache_free.
  */
 extern struct packed_cache *packed_cache_new (uint64_t bytes,
                                               struct error *e);

@@ -250,7 +250,8 @@ struct convert_opts {
   bool compressed;              /* -c */
   bool copy_offload;            /* share blocks where the file system can */
   bool copy_in_kernel;          /* -C: where it cannot, let the kernel copy */
-  bool salvage;                 /* --salvage: unreadable sectors become zeroes */
+  bool salvage;                 /* --salvage: unreadable sectors become
+                                   zeroes */
   bool in_order;                /* write in guest order, so that the same
                                    sources make the same file */
   uint64_t sparse_size;         /* -S, bytes; 0 = write all zeroes as data */

@@ -123,8 +123,9 @@ connection_flush (struct connection *c, struct error *e)
  */
 static int
 merge_extents (struct image *im, uint64_t offset, uint64_t end,
-               unsigned flags, const struct image_extent *kind, uint64_t *length,
-               struct image_extent *next, unsigned *lookups, struct error *e)
+               unsigned flags, const struct image_extent *kind,
+               uint64_t *length, struct image_extent *next,
+               unsigned *lookups, struct error *e)
 {
   *length = kind->length;
   next->length = 0;

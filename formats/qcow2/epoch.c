@@ -111,10 +111,12 @@ epoch_write (struct qcow2 *q, const struct epoch *ep, struct error *e)
   if (barrier (q, e) == -1)
     return -1;
   if (ep->table.nr
-      && (slices_write (&q->cache, &ep->table, e) == -1 || barrier (q, e) == -1))
+      && (slices_write (&q->cache, &ep->table, e) == -1
+          || barrier (q, e) == -1))
     return -1;
   if (ep->entries.nr
-      && (slices_write (&q->cache, &ep->entries, e) == -1 || barrier (q, e) == -1))
+      && (slices_write (&q->cache, &ep->entries, e) == -1
+          || barrier (q, e) == -1))
     return -1;
   return 0;
 }

@@ -404,8 +404,8 @@ struct run {
   uint64_t base, nr_blocks, nr; /* cluster index; clusters */
 };
 
-/* *END = the first range behind all that have a refcount block.  Blocks for what
- * lies behind the end of the file are odd, but allowed.
+/* *END = the first range behind all that have a refcount block.  Blocks for
+ * what lies behind the end of the file are odd, but allowed.
  */
 static int
 find_last_block_locked (struct qcow2 *q, uint64_t *end, struct error *e)

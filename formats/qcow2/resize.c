@@ -211,8 +211,8 @@ prepare_space (struct qcow2 *q, const struct placement *p,
   }
 }
 
-/* Zero bytes of an encrypted image are no zeroes: its clusters have their space,
- * and say that they read as zeroes.
+/* Zero bytes of an encrypted image are no zeroes: its clusters have their
+ * space, and say that they read as zeroes.
  */
 static int
 say_zero (struct qcow2 *q, const struct placement *p, struct error *e)

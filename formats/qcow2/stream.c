@@ -205,8 +205,8 @@ alloc_slots (struct table_stream *s, size_t memory, struct error *e)
   return 0;
 }
 
-/* What fits into one slot is read by the caller itself, and a thread that cannot
- * be had is done without.
+/* What fits into one slot is read by the caller itself, and a thread that
+ * cannot be had is done without.
  */
 static void
 start_threads (struct table_stream *s)

@@ -204,8 +204,8 @@ model_sizes (const char *options)
 /* ---- failures and crashes ---- */
 
 /* Almost 200 KiB of data, of which a snapshot (not in version 2, where that
- * forbids to resize) has the first half.  The disk was larger once, so that data
- * are behind its end, in the last cluster.
+ * forbids to resize) has the first half.  The disk was larger once, so that
+ * data are behind its end, in the last cluster.
  */
 static struct bytes
 make_template (const char *options, bool snapshot)
