@@ -8,7 +8,8 @@
  *
  * -e runs the sequence of that NUMBER (crash.h) instead of random operations.
  * -p only prints them (for qemu-run); -c with compressed writes, -D with trims,
- * -S with operations on the structure (structure.h); -R repairs the image first.
+ * -S with operations on the structure (structure.h); -R repairs the image
+ * first.
  * DIR has image, and may have base (raw) and data (external data file).
  */
 

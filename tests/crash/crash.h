@@ -115,8 +115,8 @@ struct op {
 
 struct structure;               /* structure.h */
 
-/* Where one thread works: chunks of CHUNK bytes, every STEP bytes (0 = the whole
- * disk).
+/* Where one thread works: chunks of CHUNK bytes, every STEP bytes (0 = the
+ * whole disk).
  */
 struct territory {
   uint64_t size, cluster, start, chunk, step;

@@ -12,8 +12,8 @@ operation, so that each entry is known to belong to one.  The order of requests
 inside an operation is that of the log; a flush covers all that stands before
 it, and what stands behind it began when it had ended.  DIR/image is changed in
 a copy.  Operations on the structure are carried out by qemu-img, between two
-runs of qemu-io, into the same log.  Changes of the file's size are not in it, so
-that a state may be longer than the disk was.  Writes DIR/log, DIR/ledger,
+runs of qemu-io, into the same log.  Changes of the file's size are not in it,
+so that a state may be longer than the disk was.  Writes DIR/log, DIR/ledger,
 DIR/versions and DIR/content-* (crash.h).
 """
 

@@ -4,8 +4,8 @@
 /* Crash replay: operations on the structure of an image, between those of the
  * guest.  Each is alone, and durable when it returns; so after a crash in the
  * middle of it the image is as before it or as after it, never a mix.  A commit
- * is no such one: it changes neither what the guest reads nor the structure, and
- * makes nothing of what the guest wrote durable.
+ * is no such one: it changes neither what the guest reads nor the structure,
+ * and makes nothing of what the guest wrote durable.
  *
  * What a kind of image can is a text with some of these letters:
  *   s  snapshots (s1 at first, then s2, ...; none twice): create, apply, delete
@@ -83,7 +83,7 @@ structure_note (struct structure *s, const struct op *op)
   }
 }
 
-/* Up to twice EDGE's 16; smaller, or not. */
+/* Up to 200 KiB more, or less. */
 static inline uint64_t
 random_size (const struct structure *s, uint64_t *rnd)
 {
