@@ -76,9 +76,11 @@ writes=(
   local old
   disk a.qcow2
   cp a.qcow2 old.qcow2
+  # shellcheck disable=SC2016
   nbdkit -U - "$PLUGIN" file=a.qcow2 --run 'nbdinfo --size "$uri"' >/dev/null
   cmp a.qcow2 old.qcow2 || fail "reading changed the image"
   # While it runs they are in use; afterwards they are complete.
+  # shellcheck disable=SC2016
   nbdkit -U - "$PLUGIN" file=a.qcow2 --run '
     qemu-io -f raw -c "write -P 7 1M 64k" "$uri" >/dev/null &&
     cp a.qcow2 running.qcow2 &&
@@ -155,7 +157,7 @@ writes=(
 
 @test "bitmaps: after a program without bitmaps they count for nothing" {
   disk a.qcow2
-  printf '\0\0\0\0\0\0\0\0' | dd of=a.qcow2 bs=1 seek=88 conv=notrunc status=none
+  poke a.qcow2 88 0000000000000000
   run "$NBDIMG" io -c 'write 0 64k' a.qcow2
   [ "$status" = 0 ]
   [[ $output == *"all bitmaps are now considered inconsistent"* ]]

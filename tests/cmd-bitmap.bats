@@ -218,3 +218,45 @@ twin_own () {
   # Bits that are clear take no space.
   [ "$(stat -c %s y)" -lt $((4 * 1024 * 1024)) ]
 }
+
+# What can be there after "bitmap ARG..." failed: the old state or the new one,
+# but for the mark on those that are enabled.
+fails_whole () {
+  local i total status states=0 spec=fault:scope=process,file=x
+  cp safe x
+  NBDIMG_TEST_STORAGE="$spec,countfile=total" "$NBDIMG" bitmap "$@"
+  total=$(cat total)
+  list_of safe >old
+  list_of x >new
+  for ((i = 1; i <= total; ++i)); do
+    cp safe x
+    status=0
+    NBDIMG_TEST_STORAGE="$spec,index=$i,count=$((i % 2))" \
+      "$NBDIMG" bitmap "$@" 2>err || status=$?
+    qemu-img check -q x 2>err || [ $? = 3 ] ||
+      fail "request $i: $*: damaged: $(cat err)"
+    list_of x >got
+    if ! cmp -s got new; then
+      [ $status != 0 ] || fail "request $i: $*: not done, and no failure"
+      cmp -s got old || fail "request $i: $*: $(cat got)"
+      states=$((states + 1))
+    fi
+  done
+  [ $states -gt 5 ] || fail "$*: only $states failures"
+}
+
+list_of () {
+  qemu-img info --output=json "$1" |
+    jq -c '."format-specific".data.bitmaps // [] | .[] | .flags -= ["in-use"]'
+}
+
+@test "bitmap: a failing request, whichever it is, leaves the old or the new" {
+  need_test_storage
+  qemu-img create -q -f qcow2 -o cluster_size=4k safe 4M
+  qemu-img bitmap --add safe b0
+  qemu-img bitmap --add --disable -g 4k safe off
+  qemu-io -c 'write 1M 64k' safe >/dev/null
+  fails_whole --add -g 4k x new
+  fails_whole --remove x b0
+  fails_whole --add --merge b0 --disable x new
+}

@@ -12,7 +12,8 @@
 #include "tool/tool.h"
 
 static const char usage[] =
-"bitmap (--merge SOURCE | --add | --remove | --clear | --enable | --disable)...\n"
+"bitmap (--merge SOURCE | --add | --remove | --clear | --enable | "
+"--disable)...\n"
 "       [-b source_file [-F source_fmt]] [-g granularity]\n"
 "       [--image-opts | -f fmt] filename bitmap\n"
 "Make, remove or change a persistent bitmap, which tells what was written.\n"

@@ -12,11 +12,11 @@
  * The life of an enabled bitmap.  The first write (begin_write) reads it and
  * marks it in_use on disk, durably; from then on every change of guest data
  * sets its bits in memory before the data change; a clean close writes it to a
- * new place and lets the header point to a new directory, in which it is not in
+ * new place and lets the header point to a new directory, where it is not in
  * use.  So what is not in_use on disk is complete, after a crash too.  What is
- * in_use when the image is opened stays so and is nobody's concern but remove's.
- * Disabled bitmaps are not read or changed unless somebody edits them, or the
- * disk's size changes.
+ * in_use when the image is opened stays so and is nobody's concern but
+ * remove's.  Disabled bitmaps are not read or changed unless somebody edits
+ * them, or the disk's size changes.
  */
 
 #ifndef NBDIMG_QCOW2_BITMAPS_H
