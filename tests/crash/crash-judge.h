@@ -205,7 +205,7 @@ check_snapshots (struct eval *v, struct image *im, const char *when,
 {
   const struct structure *s = &v->now->s;
   struct error e = ERROR_INIT;
-  char text[600];
+  char text[ERROR_TEXT_SIZE + 32];
 
   for (unsigned i = 0; i < s->nr; ++i)
     if (!same_snapshot (v, im, s->numbers[i], &e)) {
