@@ -175,6 +175,15 @@ extern int tool_cannot_open (const char *name, const struct error *e);
 /* Close it; an error is printed.  NULL is allowed. */
 extern int tool_close (struct image *im);
 
+/* ---- snapshot_param.c ---- */
+
+/* The id of the snapshot of the image TI that PARAM, the argument of -l, is
+ * about, so that a name that is another's id does not lead astray.  Returns
+ * owned; NULL = a message was printed.
+ */
+extern char *tool_find_snapshot (const struct tool_image *ti,
+                                 const char *param);
+
 /* ---- brackets.c ---- */
 
 /* Arguments in which each "[ command args ]" has become one, the JSON array
