@@ -263,6 +263,18 @@ struct format_check_result {
   uint64_t fragmented_clusters, compressed_clusters;
 };
 
+/* How large the file of an image will be; see format_ops.measure.  All that is
+ * not in a cluster with data counts as if it were on disk.
+ */
+struct format_measure {
+  uint64_t required;            /* bytes while the disk has no data */
+  uint64_t fully_allocated;     /* bytes with data everywhere */
+  uint32_t cluster_size;        /* data anywhere in so many bytes of the disk
+                                   add as many to required, as far as it is
+                                   not fully_allocated */
+  bool keeps_bitmaps;           /* persistent ones, in such clusters too */
+};
+
 struct format;
 struct format_view;             /* an internal snapshot; NULL = the active
                                    disk */
@@ -289,6 +301,19 @@ struct format_ops {
    */
   int (*create) (struct storage *st, const struct format_create_options *,
                  struct error *);
+
+  /* How large will an image be that is made with these options?  Nothing is
+   * opened: data_file is not looked at, nor what the names mean.  What create
+   * refuses without a look at them is refused here.  NULL = nobody can say.
+   */
+  int (*measure) (const struct format_create_options *,
+                  struct format_measure *, struct error *);
+
+  /* What the persistent bitmaps of this image take in one whose clusters have
+   * CLUSTER_SIZE bytes.  1, or 0 = it can have none, or -1.
+   */
+  int (*measure_bitmaps) (struct format *, uint32_t cluster_size,
+                          uint64_t *bytes, struct error *);
 
   /* Read the header and fill NEEDS.  ST is borrowed until close. */
   struct format *(*open) (struct storage *st,

@@ -84,6 +84,23 @@ check_create (const struct format_create_options *opts,
   return parse_preallocation (opts, mode, e);
 }
 
+/* The whole disk counts, also where nothing is allocated: on a device, and in
+ * most copies, it is.
+ */
+static int
+raw_measure (const struct format_create_options *opts,
+             struct format_measure *m, struct error *e)
+{
+  enum preallocation mode;
+
+  if (check_create (opts, &mode, e) == -1)
+    return -1;
+  m->required = m->fully_allocated = round_up (opts->size, SECTOR_SIZE);
+  m->cluster_size = SECTOR_SIZE;
+  m->keeps_bitmaps = false;
+  return 0;
+}
+
 /* A device or an export keeps its size and its content.  The first sector is
  * cleared, as QEMU does it, so that the header of an image that stood there
  * before does not make the new disk probe as that format.
@@ -282,6 +299,7 @@ const struct format_ops format_raw = {
   .create_options = raw_options,
   .probe = raw_probe,
   .create = raw_create,
+  .measure = raw_measure,
   .open = raw_open,
   .activate = raw_activate,
   .begin_write = raw_begin_write,

@@ -119,6 +119,24 @@ struct amend_opts {
 extern int op_amend (struct image *im, const struct amend_opts *opts,
                      struct op_ctx *ctx, struct error *e);
 
+/* ---- measure ---- */
+
+struct measure_opts {
+  struct image *source;         /* what is going to be copied; NULL = nothing */
+  uint64_t size;                /* without a source: of the disk, bytes */
+  const char *format;           /* "raw" by default */
+  const char *options;          /* -o, or NULL */
+};
+struct measure_result {
+  uint64_t required;            /* bytes for the disk as it is */
+  uint64_t fully_allocated;     /* bytes with data everywhere */
+  bool has_bitmaps;             /* both sides can have them: */
+  uint64_t bitmaps;             /* bytes for those of the source */
+};
+extern int op_measure (const struct measure_opts *opts,
+                       struct measure_result *result, struct op_ctx *ctx,
+                       struct error *e);
+
 /* ---- check ---- */
 
 struct check_result {

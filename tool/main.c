@@ -38,7 +38,7 @@ static const struct command commands[] = {
   { "info", cmd_info, "tell what an image is" },
   { "io", cmd_io, "a shell of reads and writes" },
   { "map", cmd_map, "tell where in its files the data of an image lie" },
-  { "measure", NULL, "tell how large an image will be" },
+  { "measure", cmd_measure, "tell how large an image will be" },
   { "rebase", cmd_rebase, "change the backing file of an image" },
   { "resize", cmd_resize, "change the size of an image" },
   { "serve", cmd_serve, "serve an image over NBD" },

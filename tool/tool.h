@@ -41,6 +41,7 @@ extern int cmd_dd (int argc, char **argv);
 extern int cmd_info (int argc, char **argv);
 extern int cmd_io (int argc, char **argv);
 extern int cmd_map (int argc, char **argv);
+extern int cmd_measure (int argc, char **argv);
 extern int cmd_rebase (int argc, char **argv);
 extern int cmd_resize (int argc, char **argv);
 extern int cmd_serve (int argc, char **argv);

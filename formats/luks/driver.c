@@ -111,6 +111,35 @@ prepare (struct storage *st, uint64_t header, uint64_t end, struct error *e)
   return st->caps.can_grow ? storage_truncate (st, end, e) : 0;
 }
 
+/* The header and the payload of a new image, in bytes. */
+static int
+plan (const struct format_create_options *opts, struct luks_options *o,
+      uint64_t *header, uint64_t *size, struct error *e)
+{
+  if (luks_parse_options (opts, "", o, e) == -1)
+    return -1;
+  *header = luks_total_bytes (o);
+  if (!round_up_ok (opts->size, SECTOR_SIZE, size)
+      || *size > INT64_MAX - *header)
+    return error_set (e, EFBIG, "The requested file size is too large");
+  return 0;
+}
+
+static int
+luks_measure (const struct format_create_options *opts,
+              struct format_measure *m, struct error *e)
+{
+  struct luks_options o;
+  uint64_t header, size;
+
+  if (plan (opts, &o, &header, &size, e) == -1)
+    return -1;
+  m->required = m->fully_allocated = header + size;
+  m->cluster_size = SECTOR_SIZE;
+  m->keeps_bitmaps = false;
+  return 0;
+}
+
 static int
 luks_create (struct storage *st, const struct format_create_options *opts,
              struct error *e)
@@ -120,12 +149,8 @@ luks_create (struct storage *st, const struct format_create_options *opts,
   uint8_t *buf;
   int r;
 
-  if (luks_parse_options (opts, "", &o, e) == -1)
+  if (plan (opts, &o, &header, &size, e) == -1)
     return -1;
-  header = luks_total_bytes (&o);
-  if (!round_up_ok (opts->size, SECTOR_SIZE, &size)
-      || size > INT64_MAX - header)
-    return error_set (e, EFBIG, "The requested file size is too large");
   buf = malloc ((size_t) header);
   if (!buf)
     return error_nomem (e, "a LUKS header", (size_t) header);
@@ -307,6 +332,7 @@ const struct format_ops format_luks = {
   .key_option = "key-secret",
   .probe = luks_probe,
   .create = luks_create,
+  .measure = luks_measure,
   .open = luks_open,
   .unlock = luks_unlock_image,
   .change_key = luks_change_key,

@@ -19,6 +19,12 @@
 /* More than the longest entry: 24 + MAX_BITMAP_NAME bytes. */
 #define BITMAP_BUFFER (64 * KiB)
 
+uint64_t
+bitmap_entry_size (const struct bitmap_entry *b)
+{
+  return round_up (B_EXTRA_DATA + UINT64_C (0) + b->name_length, 8);
+}
+
 bool
 qcow2_has_bitmaps (struct qcow2 *q)
 {
@@ -106,7 +112,7 @@ bitmap_iter_next (struct bitmap_iter *it, struct bitmap_entry *b,
   b->name_length = get_be16 (p + B_NAME_SIZE);
   if (check_entry (it, b, p, e) == -1)
     return -1;
-  len = round_up (B_EXTRA_DATA + b->name_length, 8);
+  len = bitmap_entry_size (b);
   if (len > left)
     return error_set (e, EINVAL, "bitmap directory ends within entry %u",
                       it->index);

@@ -64,8 +64,8 @@ place_tables (struct plan *p)
   p->end = p->data_offset + (p->data << bits);
 }
 
-static int
-make_layout (struct plan *p, struct error *e)
+int
+qcow2_create_layout (struct plan *p, struct error *e)
 {
   uint64_t cluster_size = UINT64_C (1) << p->cluster_bits;
   unsigned l2_bits = p->cluster_bits - (p->extended_l2 ? 4 : 3);
@@ -90,12 +90,19 @@ make_layout (struct plan *p, struct error *e)
 
   /* data <= 2^52 clusters, the tables are a small part of that. */
   size_refcounts (p, 1 + p->l1 + p->crypto + p->l2 + p->data);
-  if (p->reftable > MAX_REFTABLE_BYTES >> p->cluster_bits
-      || p->total > ENTRY_OFFSET_MASK >> p->cluster_bits)
-    return error_set (e, EFBIG, "The image size is too large to be preallocated"
-                      " (try a larger cluster size, or smaller refcount_bits)");
   place_tables (p);
   return 0;
+}
+
+/* Of a disk that is not preallocated the tables are small. */
+static int
+check_layout (const struct plan *p, struct error *e)
+{
+  if (p->reftable <= MAX_REFTABLE_BYTES >> p->cluster_bits
+      && p->total <= ENTRY_OFFSET_MASK >> p->cluster_bits)
+    return 0;
+  return error_set (e, EFBIG, "The image size is too large to be preallocated"
+                    " (try a larger cluster size, or smaller refcount_bits)");
 }
 
 /* ---- header ---- */
@@ -480,7 +487,8 @@ qcow2_create (struct storage *st, const struct format_create_options *opts,
 
   /* All that can be refused is refused before the storage is touched. */
   if (qcow2_create_plan (opts, &plan, e) == -1
-      || make_layout (&plan, e) == -1)
+      || qcow2_create_layout (&plan, e) == -1
+      || check_layout (&plan, e) == -1)
     return -1;
   r = create (st, opts, &plan, e);
   secure_free (plan.luks_header,

@@ -34,4 +34,15 @@ struct plan {
 extern int qcow2_create_plan (const struct format_create_options *opts,
                               struct plan *p, struct error *e);
 
+/* The same for measure, which asks for no more than the options: not whether
+ * the data file is open, nor for the format of the backing file.
+ */
+extern int qcow2_measure_plan (const struct format_create_options *opts,
+                               struct plan *p, struct error *e);
+
+/* Where all the tables of P lie, or why the disk is too large for them.  It is
+ * not asked whether refcounts can reach all that is to be preallocated.
+ */
+extern int qcow2_create_layout (struct plan *p, struct error *e);
+
 #endif /* NBDIMG_QCOW2_CREATE_H */

@@ -282,9 +282,6 @@ check_backing (const struct plan *p, struct error *e)
   if (strlen (p->backing_file) > MAX_BACKING_NAME)
     return error_set (e, EINVAL, "the name of the backing file is longer than"
                       " %d bytes", MAX_BACKING_NAME);
-  if (!p->backing_format || !p->backing_format[0])
-    return error_set (e, EINVAL, "Backing file specified without backing"
-                      " format (use -F, or backing_fmt)");
   if (p->data_file_raw)
     return error_set (e, EINVAL, "Backing file and data_file_raw cannot be"
                       " used at the same time");
@@ -295,8 +292,7 @@ check_backing (const struct plan *p, struct error *e)
 }
 
 static int
-check_data_file (const struct format_create_options *opts,
-                 const struct plan *p, struct error *e)
+check_data_file (const struct plan *p, struct error *e)
 {
   if (p->data_file_raw && p->crypt_method != CRYPT_NONE)
     return error_set (e, EINVAL, "data_file_raw and encryption cannot be used "
@@ -308,8 +304,6 @@ check_data_file (const struct format_create_options *opts,
     return 0;
   if (!p->data_file[0])
     return error_set (e, EINVAL, "data_file: the name is empty");
-  if (!opts->data_file)
-    return error_set (e, EINVAL, "data_file: %s is not open", p->data_file);
   /* Entries can name host offsets, here the guest's, below 2^56 alone. */
   if (p->size > ENTRY_OFFSET_MASK)
     return error_set (e, EFBIG, "The image size is too large for an external"
@@ -318,15 +312,14 @@ check_data_file (const struct format_create_options *opts,
 }
 
 static int
-check_plan (const struct format_create_options *opts, const struct plan *p,
-            struct error *e)
+check_plan (const struct plan *p, struct error *e)
 {
   if (needs_version_3 (p, e) == -1)
     return -1;
   if (p->extended_l2 && p->cluster_bits < MIN_EXTENDED_CLUSTER_BITS)
     return error_set (e, EINVAL, "Extended L2 entries are only supported with"
                       " cluster sizes of at least 16384 bytes");
-  if (check_data_file (opts, p, e) == -1 || check_backing (p, e) == -1)
+  if (check_data_file (p, e) == -1 || check_backing (p, e) == -1)
     return -1;
   if (!codec_available (p->codec))
     return error_set (e, ENOTSUP, "compression_type=%s: this build has no such"
@@ -335,10 +328,24 @@ check_plan (const struct format_create_options *opts, const struct plan *p,
 }
 
 int
-qcow2_create_plan (const struct format_create_options *opts, struct plan *p,
-                   struct error *e)
+qcow2_measure_plan (const struct format_create_options *opts, struct plan *p,
+                    struct error *e)
 {
   if (parse_options (opts, p, e) == -1)
     return -1;
-  return check_plan (opts, p, e);
+  return check_plan (p, e);
+}
+
+int
+qcow2_create_plan (const struct format_create_options *opts, struct plan *p,
+                   struct error *e)
+{
+  if (qcow2_measure_plan (opts, p, e) == -1)
+    return -1;
+  if (p->backing_file && (!p->backing_format || !p->backing_format[0]))
+    return error_set (e, EINVAL, "Backing file specified without backing"
+                      " format (use -F, or backing_fmt)");
+  if (p->data_file && !opts->data_file)
+    return error_set (e, EINVAL, "data_file: %s is not open", p->data_file);
+  return 0;
 }

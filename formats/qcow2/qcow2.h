@@ -585,6 +585,10 @@ extern int qcow2_set_backing (struct format *f, const char *name,
 
 /* ---- create.c, check.c, snapshot.c, info.c ---- */
 extern const struct format_option qcow2_create_options[];
+extern int qcow2_measure (const struct format_create_options *opts,
+                          struct format_measure *m, struct error *e);
+extern int qcow2_measure_bitmaps (struct format *f, uint32_t cluster_size,
+                                  uint64_t *bytes, struct error *e);
 extern int qcow2_create (struct storage *st,
                          const struct format_create_options *opts,
                          struct error *e);

@@ -139,6 +139,9 @@ struct bitmap_iter {
   uint32_t nr, index;           /* entries in all, entries read */
 };
 
+/* Bytes of an entry in the directory. */
+extern uint64_t bitmap_entry_size (const struct bitmap_entry *b);
+
 /* Are the bitmaps of the image valid (the autoclear bit is set)? */
 extern bool qcow2_has_bitmaps (struct qcow2 *q);
 
