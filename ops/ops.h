@@ -119,6 +119,24 @@ struct amend_opts {
 extern int op_amend (struct image *im, const struct amend_opts *opts,
                      struct op_ctx *ctx, struct error *e);
 
+/* ---- bench ---- */
+
+struct bench_opts {
+  unsigned count;               /* requests in all */
+  unsigned depth;               /* at a time; > 0 */
+  uint64_t buffer_size;         /* of each, bytes */
+  uint64_t offset, step;        /* of the first; to the next.  Behind the end of
+                                   the disk it goes on at its beginning */
+  bool write;
+  unsigned pattern;             /* the byte that is written */
+  unsigned flush_interval;      /* flush when so many more were made, and at the
+                                   end; 0 = never */
+  bool no_drain;                /* do not wait for the others before a flush */
+};
+/* NSEC: from the first request to the end of the last one. */
+extern int op_bench (struct image *im, const struct bench_opts *opts,
+                     uint64_t *nsec, struct op_ctx *ctx, struct error *e);
+
 /* ---- measure ---- */
 
 struct measure_opts {

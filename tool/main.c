@@ -27,7 +27,7 @@ struct command {
 
 static const struct command commands[] = {
   { "amend", cmd_amend, "change the options of an image" },
-  { "bench", NULL, "time reads or writes" },
+  { "bench", cmd_bench, "time reads or writes" },
   { "bitmap", cmd_bitmap, "manage persistent bitmaps" },
   { "check", cmd_check, "look for errors in the tables of an image" },
   { "commit", cmd_commit, "write an image's changes into its backing file" },

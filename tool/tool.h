@@ -31,6 +31,7 @@
 /* ---- the commands ---- */
 
 extern int cmd_amend (int argc, char **argv);
+extern int cmd_bench (int argc, char **argv);
 extern int cmd_bitmap (int argc, char **argv);
 extern int cmd_check (int argc, char **argv);
 extern int cmd_commit (int argc, char **argv);
