@@ -600,6 +600,10 @@ qcow2_begin_write (struct format *f, struct error *e)
                  " being rebuilt", f->storage->name);
     if (qcow2_mend_dirty (q, e) == -1)
       return -1;
+    /* Readers may have cached what has been mended on disk. */
+    mutex_lock (&q->mutex);
+    table_drop_all_locked (q);
+    mutex_unlock (&q->mutex);
     f->dirty_flag = false;
   }
   if (q->stale_bitmaps)
