@@ -5,12 +5,12 @@
  * Locking: structural.  Specification: "LUKS operations": add new password,
  * password revocation.
  *
- * Order on disk, adding: the key material; the slot's salt and iterations, still
- * inactive; its state, four bytes in one sector.  A crash before the last step
- * leaves an inactive slot.  Erasing: the material is overwritten; then the slot
- * is marked inactive.  A crash in between leaves a slot that no passphrase
- * opens, and erasing it again ends the work.  The other way round it would leave
- * a key that was to be destroyed.
+ * Order on disk, adding: the key material; the slot's salt and iterations,
+ * still inactive; its state, four bytes in one sector.  A crash before the last
+ * step leaves an inactive slot.  Erasing: the material is overwritten; then the
+ * slot is marked inactive.  A crash in between leaves a slot that no passphrase
+ * opens, and erasing it again ends the work.  The other way round it would
+ * leave a key that was to be destroyed.
  */
 
 #include <config.h>
@@ -89,8 +89,8 @@ check_number (int slot, struct error *e)
 {
   if (slot >= -1 && slot < LUKS_SLOTS)
     return 0;
-  return error_set (e, EINVAL, "Invalid keyslot %d specified, must be between 0 "
-                    "and %d", slot, LUKS_SLOTS - 1);
+  return error_set (e, EINVAL, "Invalid keyslot %d specified, must be between"
+                    " 0 and %d", slot, LUKS_SLOTS - 1);
 }
 
 /* ---- erase ---- */

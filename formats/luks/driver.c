@@ -7,9 +7,9 @@
  * open, and resize is structural.
  *
  * The disk has no end of its own: it is what the storage has behind the payload
- * offset.  Where nothing was written it reads as random bytes.  A detached header
- * is a storage of its own; the disk is then the "data file", from the payload
- * offset on, which mostly is 0.
+ * offset.  Where nothing was written it reads as random bytes.  A detached
+ * header is a storage of its own; the disk is then the "data file", from the
+ * payload offset on, which mostly is 0.
  */
 
 #include <config.h>
