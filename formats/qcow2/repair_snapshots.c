@@ -33,7 +33,7 @@ struct new_table {
   uint8_t *buf;                 /* owned; MAX_ENTRY bytes */
 };
 
-/* Make the entry OLD, whose id and name have NAMES bytes, a complete one in BUF.
+/* Make OLD, an entry whose id and name have NAMES bytes, a complete one in BUF.
  * Returns its length.
  */
 static size_t
