@@ -95,6 +95,7 @@ struct qcow {
   /* guarded by cache.mutex */
   bool writing;                 /* begin_write was done */
   uint64_t end;                 /* bytes; what is allocated lies before */
+  uint64_t old_end;             /* what it was when writing began */
   bool growing;                 /* an L2 table is being added */
 };
 
