@@ -205,7 +205,7 @@ END
 "'nope': No such file" create -f qcow2 -b nope -F qcow2 o 1M
 "orphan.qcow2: Could not open backing file" create -f qcow2 -b orphan.qcow2 -F qcow2 o
 "'dir': it is a directory" create -f qcow2 -b dir -F raw o 1M
-"Connection refused" create -f qcow2 -b nbd://localhost:1/ -F raw o 1M
+"Connection refused" create -f qcow2 -b nbd://127.0.0.1:1/ -F raw o 1M
 END
 }
 
@@ -233,7 +233,7 @@ END
   peer_lines own_words <<'END'
 "driver" create -f qcow2 json:{} 1M
 "a file of this name is ./bogus:o" create bogus:o 1M
-"Connection refused" create nbd:localhost:1 1M
+"Connection refused" create nbd:127.0.0.1:1 1M
 "character device" create /dev/null 1M
 "character device" create -f qcow2 /dev/full 1M
 "allowed are off, falloc, full" create -f raw -o preallocation=bogus o 1M
