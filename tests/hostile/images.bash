@@ -220,7 +220,7 @@ data-packed             datafile 0x40008 4000000000010000
 data-far                datafile 0x40008 80ffffffffff0000
 data-not-copied         datafile 0x40008 0000000000010000
 data-name-empty         datafile 116 00000000
-data-name-passwd        datafile 120 2f6574632f706173737764
+data-name-outside       datafile 120 2f6574632f6e6f73756368
 data-name-json          datafile 120 6a736f6e3a7b202020207d
 data-name-nul           datafile 120 6a736f6e3a7b7d00000000
 data-name-escapes       datafile 120 1b5b324a0d1b5d303b6107
