@@ -232,31 +232,47 @@ put (const struct write_job *w, enum map_storage where, uint64_t host,
   return io_put (w->im, where, w->buf, n, host, w->offset, flags, e);
 }
 
+/* What is copied on write goes through buffers of this size: each of 64
+ * requests in flight may hold one, and all the plugin may take beside their
+ * data is 32 MiB (tests/plugin-memory.bats).  Places up to this size are put
+ * together in one and written at once: one system call where head, data and
+ * tail would take three.
+ */
+enum { COPY_SIZE = 256 * 1024 };
+
+/* Copy what the guest reads at [from, from+len) into the place P. */
+static int
+copy_into (struct image *im, const struct placement *p, uint64_t from,
+           uint64_t len, struct error *e)
+{
+  size_t size = (size_t) min_u64 (len, COPY_SIZE), n;
+  CLEANUP_FREE uint8_t *buf = malloc (size);
+
+  if (!buf)
+    return error_nomem (e, "copy on write", size);
+  for (; len > 0; from += n, len -= n) {
+    n = (size_t) min_u64 (len, size);
+    if (read_range (im, buf, n, from, e) == -1
+        || io_put (im, p->storage, buf, n, p->host + (from - p->guest), from,
+                   0, e) == -1)
+      return -1;
+  }
+  return 0;
+}
+
 /* Fill [from, from+len) of the place P with what the guest reads there now. */
 static int
 fill (struct image *im, const struct placement *p, uint64_t from,
       uint64_t len, struct error *e)
 {
-  CLEANUP_FREE uint8_t *buf = NULL;
-  uint64_t host = p->host + (from - p->guest);
-
   if (len == 0)
     return 0;
-  if (range_reads_zero (im, from, len))
-    return p->reads_zero ? 0
-      : io_put (im, p->storage, NULL, len, host, from, 0, e);
-  buf = malloc (len);
-  if (!buf)
-    return error_nomem (e, "copy on write", len);
-  if (read_range (im, buf, len, from, e) == -1)
-    return -1;
-  return io_put (im, p->storage, buf, len, host, from, 0, e);
+  if (!range_reads_zero (im, from, len))
+    return copy_into (im, p, from, len, e);
+  return p->reads_zero ? 0
+    : io_put (im, p->storage, NULL, len, p->host + (from - p->guest), from, 0,
+              e);
 }
-
-/* Places up to this size are put together in one buffer and written at once:
- * one system call where head, data and tail would take three.
- */
-enum { JOIN_MAX = 256 * 1024 };
 
 /* BUF = what [at, at+len) of the guest will be: N bytes of W, and around them
  * what it reads there now.
@@ -281,12 +297,12 @@ compose (const struct write_job *w, uint64_t n, uint64_t at, uint64_t len,
   return 0;
 }
 
-/* The whole place, in buffers of JOIN_MAX. */
+/* The whole place, in buffers of COPY_SIZE. */
 static int
 write_joined (const struct write_job *w, const struct placement *p, size_t n,
               struct error *e)
 {
-  size_t size = (size_t) min_u64 (p->length, JOIN_MAX);
+  size_t size = (size_t) min_u64 (p->length, COPY_SIZE);
   CLEANUP_FREE uint8_t *buf = malloc (size);
 
   if (!buf)
@@ -314,7 +330,7 @@ write_place (const struct write_job *w, const struct placement *p, size_t n,
   uint64_t tail = p->guest + p->length - end;
 
   if (w->im->format->encrypted
-      || ((head || tail) && p->length <= JOIN_MAX
+      || ((head || tail) && p->length <= COPY_SIZE
           && !(p->reads_zero && range_reads_zero (w->im, p->guest, head)
                && range_reads_zero (w->im, end, tail))))
     return write_joined (w, p, n, e);

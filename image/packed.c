@@ -22,6 +22,39 @@
 
 enum { MAX_ENTRIES = 32 };
 
+/* What streams and clusters may take while they are decoded, in the whole
+ * process: 64 readers of clusters of 2 MiB would want 256 MiB, and more of them
+ * than processors gain nothing.  Who waits here holds ranges, who is waited for
+ * only reads the file and inflates: nobody waits for each other.
+ */
+#define DECODE_BYTES (8 * MiB)
+
+static struct {
+  struct mutex mutex;
+  pthread_cond_t less;
+  uint64_t bytes;               /* in use; guarded by mutex */
+} decoding = { .mutex = MUTEX_INIT, .less = PTHREAD_COND_INITIALIZER };
+
+/* One may have more than the bound, if it is alone. */
+static void
+decoding_enter (uint64_t bytes)
+{
+  mutex_lock (&decoding.mutex);
+  while (decoding.bytes > 0 && decoding.bytes + bytes > DECODE_BYTES)
+    mutex_wait (&decoding.mutex, &decoding.less);
+  decoding.bytes += bytes;
+  mutex_unlock (&decoding.mutex);
+}
+
+static void
+decoding_leave (uint64_t bytes)
+{
+  mutex_lock (&decoding.mutex);
+  decoding.bytes -= bytes;
+  pthread_cond_broadcast (&decoding.less);
+  mutex_unlock (&decoding.mutex);
+}
+
 struct entry {
   bool used;
   uint64_t cluster, host;       /* guest offset; stream's host offset */
@@ -172,25 +205,39 @@ decode (struct image *im, const struct mapping *m, uint8_t *dst, size_t len,
   return 0;
 }
 
-int
-packed_read (struct image *im, const struct mapping *m, void *buf, size_t len,
-             uint64_t offset, struct error *e)
+/* By way of a buffer, which the cache keeps. */
+static int
+read_part (struct image *im, const struct mapping *m, void *buf, size_t len,
+           uint64_t in_cluster, struct error *e)
 {
   size_t cluster_size = im->format->info.cluster_size;
-  uint8_t *data;
+  uint8_t *data = malloc (cluster_size);
 
-  if (len == cluster_size)
-    return decode (im, m, buf, len, e);
-  if (read_cached (im->packed, m, buf, len, offset - m->cluster))
-    return 0;
-  data = malloc (cluster_size);
   if (!data)
     return error_nomem (e, "a decoded cluster", cluster_size);
   if (decode (im, m, data, cluster_size, e) == -1) {
     free (data);
     return -1;
   }
-  memcpy (buf, data + (offset - m->cluster), len);
+  memcpy (buf, data + in_cluster, len);
   insert (im->packed, m, data, cluster_size);
   return 0;
+}
+
+int
+packed_read (struct image *im, const struct mapping *m, void *buf, size_t len,
+             uint64_t offset, struct error *e)
+{
+  size_t cluster_size = im->format->info.cluster_size;
+  bool whole = len == cluster_size;
+  uint64_t bytes = m->packed_length + (whole ? 0 : cluster_size);
+  int r;
+
+  if (!whole && read_cached (im->packed, m, buf, len, offset - m->cluster))
+    return 0;
+  decoding_enter (bytes);
+  r = whole ? decode (im, m, buf, len, e)
+    : read_part (im, m, buf, len, offset - m->cluster, e);
+  decoding_leave (bytes);
+  return r;
 }

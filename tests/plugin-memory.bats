@@ -51,3 +51,12 @@ bounded () {
   qemu-img convert -c -f raw -O qcow2 disk.raw packed
   bounded read packed
 }
+
+@test "nor with compressed clusters of 2 MiB, read and written over" {
+  head -c 100M /dev/urandom | base64 -w 0 | head -c 128M >disk.raw
+  "$NBDIMG" convert -c -f raw -O qcow2 -o cluster_size=2M disk.raw packed
+  bounded read packed
+  "$NBDIMG" convert -c -f raw -O qcow2 \
+    -o cluster_size=2M,compression_type=zstd disk.raw packed
+  bounded write packed
+}
