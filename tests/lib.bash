@@ -98,12 +98,14 @@ remember_pid () {
   echo "$1 $(start_time "$1")" >>"$BATS_TEST_TMPDIR/.pids"
 }
 
-# A process that ended and was not waited for does not count.
+# A process that ended and was not waited for does not count.  While it has
+# threads that have not ended it does, whatever its first one says: they may hold
+# its files and their locks.
 is_running () {
   local stat
   { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
-  stat=${stat##*) }
-  [ "${stat%% *}" != Z ]
+  read -ra stat <<<"${stat##*) }"       # from field 3 (state) on; 20: threads
+  [ "${stat[0]}" != Z ] || [ "${stat[17]}" -gt 1 ]
 }
 
 # start COMMAND...: in the background, with the standard input of the test (bash
