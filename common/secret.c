@@ -18,8 +18,10 @@
 
 #include "common/cleanup.h"
 #include "common/lock.h"
+#include "common/object.h"
 #include "common/secret.h"
 #include "common/secure.h"
+#include "common/tls_creds.h"
 
 struct entry {
   char *id;                     /* owned */
@@ -81,33 +83,29 @@ add_locked (const char *id, const void *data, size_t len, struct error *e)
   return 0;
 }
 
-/* QEMU's identifiers. */
-static int
-check_id (const char *id, struct error *e)
-{
-  static const char letters[] = "abcdefghijklmnopqrstuvwxyz"
-    "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
-  static const char others[] = "abcdefghijklmnopqrstuvwxyz"
-    "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._";
-
-  if (*id && strchr (letters, *id) && id[strspn (id, others)] == '\0')
-    return 0;
-  return error_set (e, EINVAL, "the id of a secret consists of letters, "
-                    "digits, '-', '.', '_', and begins with a letter");
-}
-
 int
 secret_add (const char *id, const void *data, size_t len, struct error *e)
 {
   int r;
 
-  if (check_id (id, e) == -1)
+  if (object_check_id (id, e) == -1)
     return -1;
   if (len > SECRET_MAX_SIZE)
     return error_set (e, EFBIG, "the secret '%s' is longer than %d bytes", id,
                       SECRET_MAX_SIZE);
   mutex_lock (&mutex);
   r = add_locked (id, data, len, e);
+  mutex_unlock (&mutex);
+  return r;
+}
+
+bool
+secret_exists (const char *id)
+{
+  bool r;
+
+  mutex_lock (&mutex);
+  r = find_locked (id) != NULL;
   mutex_unlock (&mutex);
   return r;
 }
@@ -121,12 +119,13 @@ secret_get (const char *id, struct secret *s, struct error *e)
   *s = (struct secret) { .data = NULL };
   mutex_lock (&mutex);
   x = find_locked (id);
-  if (x)
-    r = copy (s, x->secret.data, x->secret.len, e);
-  else
-    r = error_set (e, ENOENT, "No secret with id '%s'", id);
+  r = x ? copy (s, x->secret.data, x->secret.len, e) : -1;
   mutex_unlock (&mutex);
-  return r;
+  if (r == 0 || e->err)
+    return r;
+  if (tls_creds_exist (id))
+    return error_set (e, EINVAL, "Object with id '%s' is not a secret", id);
+  return error_set (e, ENOENT, "No secret with id '%s'", id);
 }
 
 const char *

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* Passphrases and keys that the user gave, by ID, as QEMU's --object secret:
- * one table for the program.  What is in it is never printed, and wiped when it
- * is no longer needed.  All functions may be called from any thread.
+/* Passphrases and keys that the user gave, by ID, as QEMU's --object secret
+ * (object.h): one table for the program.  What is in it is never printed, and
+ * wiped when it is no longer needed.  All functions may be called from any
+ * thread.
  */
 
 #ifndef NBDIMG_SECRET_H
 #define NBDIMG_SECRET_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -33,6 +35,8 @@ extern int secret_read_file (struct secret *s, const char *file,
 extern int secret_add_file (const char *id, const char *file,
                             struct error *e);
 
+extern bool secret_exists (const char *id);
+
 /* A copy of it in S (owned); an unknown ID is an error (ENOENT). */
 extern int secret_get (const char *id, struct secret *s, struct error *e);
 
@@ -43,12 +47,5 @@ extern const char *secret_id (size_t i);
 
 /* Wipe the table. */
 extern void secret_forget_all (void);
-
-/* --object: "secret,id=ID,data=TEXT|file=PATH[,format=raw|base64]
- * [,keyid=ID,iv=BASE64]" or the same as JSON.  With keyid the bytes are
- * AES-256-CBC under the key in that secret.  Other objects are refused by
- * name.  No error repeats what may be secret.
- */
-extern int secret_add_object (const char *text, struct error *e);
 
 #endif /* NBDIMG_SECRET_H */

@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* --object secret,...: see secret.h.  Layer: common.  No locking: no state.
- *
- * Copies of the argument are wiped, and no error repeats a value that may be
- * secret.
+/* --object secret,...: see secret.h and object.h.  Layer: common.  No locking:
+ * no state.  No error repeats a value that may be secret.
  */
 
 #include <config.h>
@@ -13,108 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <jansson.h>
-
 #include "common/cipher.h"
+#include "common/object.h"
 #include "common/secret.h"
 #include "common/secure.h"
 
-enum property { ID, DATA, FILE_NAME, FORMAT, KEYID, IV, NR_PROPERTIES };
-static const char *const names[NR_PROPERTIES] = {
-  [ID] = "id", [DATA] = "data", [FILE_NAME] = "file", [FORMAT] = "format",
-  [KEYID] = "keyid", [IV] = "iv",
-};
-
-struct object {
-  const char *value[NR_PROPERTIES];     /* borrowed */
-};
-
-/* ---- parse ---- */
-
-static int
-check_type (const char *type, struct error *e)
-{
-  if (strcmp (type, "secret") == 0)
-    return 0;
-  if (strncmp (type, "tls-creds-", 10) == 0)
-    return error_set (e, ENOTSUP, "--object %s is not built yet; an nbds:// "
-                      "URI takes tls-certificates=FOLDER and "
-                      "tls-psk-file=FILE", type);
-  return error_set (e, EINVAL, "--object: there is no object '%s'; secret is "
-                    "the one that there is", type);
-}
-
-static int
-set (struct object *o, const char *name, const char *value, struct error *e)
-{
-  for (int i = 0; i < NR_PROPERTIES; ++i)
-    if (strcmp (names[i], name) == 0) {
-      if (!value)
-        return error_set (e, EINVAL, "Parameter '%s' expects a text", name);
-      o->value[i] = value;
-      return 0;
-    }
-  return error_set (e, EINVAL, "Parameter '%s' is unexpected", name);
-}
-
-/* Cut the item at *P off, "," undoubled in place, and step behind it. */
-static char *
-next_item (char **p)
-{
-  char *start = *p, *from = *p, *to = *p;
-
-  for (; *from; ++from) {
-    if (*from == ',' && *++from != ',') {
-      *to = '\0';
-      *p = from;
-      return start;
-    }
-    *to++ = *from;
-  }
-  *to = '\0';
-  *p = from;
-  return start;
-}
-
-/* TEXT is changed. */
-static int
-parse_list (struct object *o, char *text, struct error *e)
-{
-  char *type = next_item (&text);
-
-  if (strncmp (type, "qom-type=", 9) == 0)
-    type += 9;
-  if (check_type (type, e) == -1)
-    return -1;
-  while (*text) {
-    char *name = next_item (&text), *value = strchr (name, '=');
-
-    if (value)
-      *value++ = '\0';
-    if (set (o, name, value, e) == -1)
-      return -1;
-  }
-  return 0;
-}
-
-static int
-parse_json (struct object *o, const json_t *json, struct error *e)
-{
-  const char *type = json_string_value (json_object_get (json, "qom-type"));
-  const char *name;
-  json_t *value;
-
-  if (!type)
-    return error_set (e, EINVAL, "--object: the JSON text is not an object "
-                      "with a qom-type");
-  if (check_type (type, e) == -1)
-    return -1;
-  json_object_foreach ((json_t *) json, name, value)
-    if (strcmp (name, "qom-type") != 0
-        && set (o, name, json_string_value (value), e) == -1)
-      return -1;
-  return 0;
-}
+enum property { ID = OBJECT_ID, DATA, FILE_NAME, FORMAT, KEYID, IV };
 
 /* ---- bytes ---- */
 
@@ -166,9 +68,9 @@ take_text (struct secret *s, const char *text, struct error *e)
 }
 
 static int
-load (const struct object *o, struct secret *s, struct error *e)
+load (const char *const *o, struct secret *s, struct error *e)
 {
-  const char *data = o->value[DATA], *file = o->value[FILE_NAME];
+  const char *data = o[DATA], *file = o[FILE_NAME];
 
   if (data && file)
     return error_set (e, EINVAL, "'file' and 'data' are mutually exclusive");
@@ -178,9 +80,9 @@ load (const struct object *o, struct secret *s, struct error *e)
 }
 
 static int
-decode (const struct object *o, struct secret *s, struct error *e)
+decode (const char *const *o, struct secret *s, struct error *e)
 {
-  const char *format = o->value[FORMAT];
+  const char *format = o[FORMAT];
 
   if (!format || strcmp (format, "raw") == 0)
     return 0;
@@ -189,7 +91,7 @@ decode (const struct object *o, struct secret *s, struct error *e)
                       "'%s'", format);
   if (base64_decode (s) == 0)
     return 0;
-  return error_set (e, EINVAL, "the secret '%s' is not base64", o->value[ID]);
+  return error_set (e, EINVAL, "the secret '%s' is not base64", o[ID]);
 }
 
 /* ---- secrets under a key ---- */
@@ -197,14 +99,14 @@ decode (const struct object *o, struct secret *s, struct error *e)
 enum { BLOCK = 16, KEY = 32 };
 
 static int
-get_iv (const struct object *o, uint8_t iv[BLOCK], struct error *e)
+get_iv (const char *const *o, uint8_t iv[BLOCK], struct error *e)
 {
   struct secret s = { .data = NULL };
   int r;
 
-  if (!o->value[IV])
+  if (!o[IV])
     return error_set (e, EINVAL, "IV is required to decrypt secret");
-  if (take_text (&s, o->value[IV], e) == -1)
+  if (take_text (&s, o[IV], e) == -1)
     return -1;
   if (base64_decode (&s) == -1)
     r = error_set (e, EINVAL, "the iv of the secret is not base64");
@@ -252,14 +154,14 @@ remove_padding (struct secret *s, struct error *e)
 }
 
 static int
-decrypt_with (const struct secret *key, const struct object *o,
+decrypt_with (const struct secret *key, const char *const *o,
               struct secret *s, struct error *e)
 {
   uint8_t iv[BLOCK];
 
   if (key->len != KEY)
     return error_set (e, EINVAL, "Key should be %d bytes in length, and that "
-                      "in '%s' has %zu", KEY, o->value[KEYID], key->len);
+                      "in '%s' has %zu", KEY, o[KEYID], key->len);
   if (get_iv (o, iv, e) == -1)
     return -1;
   if (s->len == 0 || s->len % BLOCK)
@@ -269,14 +171,14 @@ decrypt_with (const struct secret *key, const struct object *o,
 }
 
 static int
-decrypt (const struct object *o, struct secret *s, struct error *e)
+decrypt (const char *const *o, struct secret *s, struct error *e)
 {
   struct secret key;
   int r;
 
-  if (!o->value[KEYID])
-    return o->value[IV] ? error_set (e, EINVAL, "iv needs keyid") : 0;
-  if (secret_get (o->value[KEYID], &key, e) == -1)
+  if (!o[KEYID])
+    return o[IV] ? error_set (e, EINVAL, "iv needs keyid") : 0;
+  if (secret_get (o[KEYID], &key, e) == -1)
     return -1;
   r = decrypt_with (&key, o, s, e);
   secret_free (&key);
@@ -286,14 +188,12 @@ decrypt (const struct object *o, struct secret *s, struct error *e)
 /* ---- */
 
 static int
-add (const struct object *o, struct error *e)
+add (const char *const *o, struct error *e)
 {
   struct secret s = { .data = NULL };
   size_t allocated;
   int r;
 
-  if (!o->value[ID])
-    return error_set (e, EINVAL, "Parameter 'id' is missing");
   r = load (o, &s, e);
   allocated = s.len;            /* the other steps make it shorter */
   if (r == 0)
@@ -301,45 +201,17 @@ add (const struct object *o, struct error *e)
   if (r == 0)
     r = decrypt (o, &s, e);
   if (r == 0)
-    r = secret_add (o->value[ID], s.data, s.len, e);
+    r = secret_add (o[ID], s.data, s.len, e);
   s.len = allocated;
   secret_free (&s);
   return r;
 }
 
-/* jansson's copies of the values are wiped where they stand. */
-static void
-wipe_json (json_t *json)
-{
-  const char *name;
-  json_t *value;
-
-  json_object_foreach (json, name, value)
-    if (json_is_string (value))
-      secure_wipe ((void *) json_string_value (value),
-                   json_string_length (value));
-  json_decref (json);
-}
-
-int
-secret_add_object (const char *text, struct error *e)
-{
-  struct object o = { .value = { NULL } };
-  size_t len = strlen (text);
-  char *copy;
-  json_t *json;
-  int r;
-
-  if (*text == '{') {
-    json = json_loads (text, JSON_REJECT_DUPLICATES, NULL);
-    r = parse_json (&o, json, e) == -1 ? -1 : add (&o, e);
-    wipe_json (json);
-    return r;
-  }
-  copy = strdup (text);
-  if (!copy)
-    return error_nomem (e, "a secret", len);
-  r = parse_list (&o, copy, e) == -1 ? -1 : add (&o, e);
-  secure_free (copy, len);
-  return r;
-}
+const struct object_type object_secret = {
+  .name = "secret",
+  .properties = {
+    [ID] = "id", [DATA] = "data", [FILE_NAME] = "file", [FORMAT] = "format",
+    [KEYID] = "keyid", [IV] = "iv",
+  },
+  .add = add,
+};

@@ -74,7 +74,7 @@ unix_uri (const char *path, const char *export, struct error *e)
   return r ? r : nomem (e);
 }
 
-/* nbd://HOST:PORT/EXPORT; a host with ":" in it is an IPv6 address. */
+/* nbd://HOST:PORT[/EXPORT]; a host with ":" in it is an IPv6 address. */
 static char *
 inet_uri (const char *host, const char *port, const char *export,
           struct error *e)
@@ -84,7 +84,8 @@ inet_uri (const char *host, const char *port, const char *export,
   char *r;
 
   h = v6 ? format_text ("[%s]", host) : encode (host);
-  r = h && x ? format_text ("nbd://%s:%s/%s", h, port, x) : NULL;
+  r = h && x ? format_text ("nbd://%s:%s%s%s", h, port, *x ? "/" : "", x)
+    : NULL;
   return r ? r : nomem (e);
 }
 

@@ -15,6 +15,8 @@
 
 #include "common/bytes.h"
 #include "common/cleanup.h"
+#include "common/text.h"
+#include "common/tls_creds.h"
 #include "image/name.h"
 #include "image/source.h"
 #include "image/tree.h"
@@ -54,12 +56,44 @@ open_device (const char *path, const struct source_options *opts,
   return NULL;
 }
 
+/* Over TLS, with what the user's --object says. */
+static struct storage *
+open_nbd_tls (const json_t *node, const char *uri, const char *id,
+              const struct source_options *opts, struct error *e)
+{
+  CLEANUP_FREE char *keys = NULL;
+  struct tls_creds creds;
+  struct nbd_tls tls = { .hostname = tree_text (node, "tls-hostname") };
+  struct storage *st = NULL;
+
+  if (tls_creds_get (id, &creds, e) == -1) {
+    error_prefix (e, "%s", uri);
+    return NULL;
+  }
+  tls.verify = creds.verify;
+  if (creds.psk)
+    tls.psk_file = keys = format_text ("%s/keys.psk", creds.dir);
+  else
+    tls.certificates = creds.dir;
+  tls.username = creds.username;
+  if (creds.psk && tls.hostname)
+    error_set (e, EINVAL, "%s: tls-hostname is for certificates, and '%s' is "
+               "a pre-shared key", uri, id);
+  else if (creds.psk && !keys)
+    error_nomem (e, "a path", strlen (creds.dir));
+  else
+    st = storage_nbd_open (uri, &tls, opts->nbd_connections, &opts->open, e);
+  tls_creds_free (&creds);
+  return st;
+}
+
 static struct storage *
 open_nbd (const json_t *node, const struct source_options *opts,
           struct error *e)
 {
   CLEANUP_FREE char *uri = NULL;
   CLEANUP_FREE char **argv = NULL;
+  const char *creds = tree_text (node, "tls-creds");
 
   if (json_object_get (node, "command")) {
     argv = url_command (node, opts->open.writable || opts->open.try_writable);
@@ -72,6 +106,8 @@ open_nbd (const json_t *node, const struct source_options *opts,
   uri = nbd_node_uri (node, e);
   if (!uri)
     return NULL;
+  if (creds)
+    return open_nbd_tls (node, uri, creds, opts, e);
   return storage_nbd_open (uri, NULL, opts->nbd_connections, &opts->open, e);
 }
 

@@ -215,7 +215,7 @@ essence (const json_t *node, const char *format)
 {
   static const char *const keys[] = {
     "size", "filename", "server", "host", "port", "path", "export", "uri",
-    "command", NULL,
+    "tls-creds", "tls-hostname", "command", NULL,
   };
   json_t *file = json_object_get (node, "file");
   json_t *r = json_object ();

@@ -84,6 +84,8 @@ static const struct key keys[] = {
   { "port", KIND_SIZE, IN_NBD, NULL },
   { "path", KIND_TEXT, IN_NBD, NULL },
   { "export", KIND_TEXT, IN_NBD, NULL },
+  { "tls-creds", KIND_TEXT, IN_NBD, NULL },
+  { "tls-hostname", KIND_TEXT, IN_NBD, NULL },
   { "command", KIND_ARGV, IN_NBD, NULL },
   { "url", KIND_TEXT, IN_NBD, NULL },
   { "read-zeroes", KIND_BOOL, IN_NULL, NULL },
@@ -96,11 +98,6 @@ static const struct key keys[] = {
   { "auto-read-only", KIND_REFUSED, IN_ALL, not_built },
   { "force-share", KIND_REFUSED, IN_ALL, "is not built yet; -U is the same" },
   { "aio", KIND_REFUSED, IN_LOCAL, not_built },
-  { "tls-creds", KIND_REFUSED, IN_NBD,
-    "is not built yet; an nbds:// URI takes tls-certificates=FOLDER and "
-    "tls-psk-file=FILE" },
-  { "tls-hostname", KIND_REFUSED, IN_NBD,
-    "is not built yet; an nbds:// URI takes tls-hostname=NAME" },
   { "reconnect-delay", KIND_REFUSED, IN_NBD, not_built },
   { "open-timeout", KIND_REFUSED, IN_NBD, not_built },
   { "latency-ns", KIND_REFUSED, IN_NULL, not_built },
@@ -390,6 +387,12 @@ check_nbd (const json_t *node, struct error *e)
       && (json_object_get (node, "uri") || json_object_get (node, "command")))
     return error_set (e, EINVAL, "nbd: export cannot be given together with "
                       "uri or command");
+  if (json_object_get (node, "tls-creds") && json_object_get (node, "command"))
+    return error_set (e, EINVAL, "nbd: tls-creds cannot be given together with "
+                      "command, whose server nobody else can reach");
+  if (json_object_get (node, "tls-hostname")
+      && !json_object_get (node, "tls-creds"))
+    return error_set (e, EINVAL, "nbd: tls-hostname needs tls-creds");
   if (json_object_get (node, "url") && !json_object_get (node, "command"))
     return error_set (e, EINVAL, "nbd: url needs command");
   return 0;

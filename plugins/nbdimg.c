@@ -35,6 +35,7 @@
 #include "common/log.h"
 #include "common/secret.h"
 #include "common/text.h"
+#include "common/tls_creds.h"
 #include "plugins/message.h"
 #include "plugins/params.h"
 #include "plugins/shutdown.h"
@@ -182,6 +183,7 @@ nbdimg_get_ready (void)
   }
   json_decref (tree);
   secret_forget_all ();         /* all images are open */
+  tls_creds_forget_all ();
   return 0;
 }
 

@@ -18,6 +18,7 @@
 
 #include "common/cleanup.h"
 #include "common/error.h"
+#include "common/object.h"
 #include "common/secret.h"
 #include "common/secure.h"
 #include "common/text.h"
@@ -204,6 +205,18 @@ set_secret (const char *key, const char *value, struct error *e)
   return add_password (id, colon + 1, e);
 }
 
+/* As --object of the tool; secrets have a parameter of their own, which
+ * keeps them out of the command line.
+ */
+static int
+set_object (const char *key, const char *value, struct error *e)
+{
+  if (strncmp (value, "tls-creds-", 10) != 0)
+    return error_set (e, EINVAL, "%s=: give tls-creds-x509,id=ID,dir=FOLDER "
+                      "or tls-creds-psk,id=ID,dir=FOLDER", key);
+  return object_add (value, e);
+}
+
 static int
 refuse (const char *key, const char *value, struct error *e)
 {
@@ -229,6 +242,7 @@ static const struct {
   { "untrusted", set_untrusted },
   { "metadata-cache", set_metadata_cache },
   { "secret", set_secret },
+  { "object", set_object },
   { "dir", refuse },
   { "control", refuse },
 };

@@ -58,6 +58,31 @@ libnbd_error (const struct nbdx_target *t, struct error *e)
   return error_set (e, err ? err : EIO, "%s: %s", t->label, nbdx_why ());
 }
 
+/* What to do about a handshake that one side wanted over TLS and the other
+ * without; libnbd tells them by its words only.
+ */
+static const char *
+tls_hint (const struct nbdx_target *t)
+{
+  const char *why = nbdx_why ();
+
+  if (!t->tls && strstr (why, "requires TLS"))
+    return " (nbds: URIs and tls-creds of an nbd driver are for that)";
+  if (t->tls && strstr (why, "refused TLS"))
+    return " (the server has no TLS, and what asks for TLS is not sent in the "
+      "clear)";
+  return "";
+}
+
+static int
+handshake_error (const struct nbdx_target *t, struct error *e)
+{
+  int err = nbd_get_errno ();
+
+  return error_set (e, err ? err : EIO, "%s: %s%s", t->label, nbdx_why (),
+                    tls_hint (t));
+}
+
 /* ---- TLS ---- */
 
 static bool
@@ -123,9 +148,10 @@ check_verification (const struct nbdx_target *t, const char *certificates,
   else
     return 0;
   return error_set (e, ENOTSUP, "%s: libnbd %s does not check the certificate "
-                    "of a server %s; a pre-shared key (tls-psk-file) is "
-                    "checked, and tls-verify-peer=0 goes without",
-                    t->label, nbd_get_version (h), what);
+                    "of a server %s; a pre-shared key (tls-psk-file, "
+                    "tls-creds-psk) is checked, and tls-verify-peer=0 "
+                    "(verify-peer=off) goes without", t->label,
+                    nbd_get_version (h), what);
 }
 
 static int
@@ -259,7 +285,7 @@ nbdx_connect (const struct nbdx_target *t, struct error *e)
     if (nbd_aio_is_dead (h) || nbd_poll (h, -1) == -1) {
       if (nbd_get_errno () == EINTR && !nbd_aio_is_dead (h))
         continue;
-      libnbd_error (t, e);
+      handshake_error (t, e);
       goto failed;
     }
   }

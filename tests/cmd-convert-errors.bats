@@ -182,8 +182,8 @@ as_qemu () {
 @test "what is not built yet is refused by name" {
   need qemu-img qemu-io
   make_images
-  expect_error 1 'tls-creds-x509 is not built yet' \
-    convert --object tls-creds-x509,id=t,dir=. a.raw o
+  expect_error 1 'tls-creds-anon is not built yet' \
+    convert --object tls-creds-anon,id=t a.raw o
   expect_error 1 'vmdk' convert -O vmdk a.raw o
   [ ! -e o ]
 }

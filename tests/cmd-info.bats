@@ -214,8 +214,8 @@ make_images () {
   for c in $("$NBDIMG" --help | sed -n 's/^  \([a-z]*\) .*(not built yet)$/\1/p'); do
     expect_error 1 "'$c' is not built yet" "$NBDIMG" $c raw.img
   done
-  expect_error 1 "tls-creds-psk is not built yet" \
-    "$NBDIMG" info --object tls-creds-psk,id=t raw.img
+  expect_error 1 "tls-creds-anon is not built yet" \
+    "$NBDIMG" info --object tls-creds-anon,id=t raw.img
 }
 
 @test "a result that cannot be written is a failure" {

@@ -19,17 +19,21 @@ letmein_image () {
     --image-opts driver=qcow2,file.filename=disk,encrypt.key-secret=s
 }
 
-# opens OBJECT...: the secret "s" among them is letmein
+# opens OBJECT...: the secret "s" among them is letmein, for qemu-io and us
 opens () {
   local o objects=()
   for o; do objects+=(--object "$o"); done
-  run "$NBDIMG" io "${objects[@]}" -r -c 'read -P 5 0 64k' --image-opts \
-    driver=qcow2,file.filename=disk,encrypt.key-secret=s
-  [[ $status = 0 && $output != *failed* ]] || fail "$*: $output"
+  for o in qemu-io "$NBDIMG io"; do
+    # shellcheck disable=SC2086
+    run $o "${objects[@]}" -r -c 'read -P 5 0 64k' --image-opts \
+      driver=qcow2,file.filename=disk,encrypt.key-secret=s
+    [[ $status = 0 && $output == *'read 65536'* && $output != *failed* ]] ||
+      fail "$o $*: $output"
+  done
 }
 
 @test "a secret comes as text, file, base64, JSON, or under another secret" {
-  need openssl
+  need openssl qemu-io
   letmein_image
   head -c 32 /dev/urandom >master
   head -c 16 /dev/urandom >iv

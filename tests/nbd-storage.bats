@@ -6,6 +6,7 @@
 # and a server that does what its command line says.
 
 load lib
+load tls
 
 IO=$NBDIMG_BUILD/tests/helpers/storage-io
 NBDKIT=$config_NBDKIT
@@ -565,27 +566,8 @@ EOF
 # ---- TLS ----
 
 make_keys () {
-  printf 'alice:%s\n' "$(head -c 32 /dev/urandom | xxd -p -c 64)" >keys
-  printf 'alice:%s\n' "$(head -c 32 /dev/urandom | xxd -p -c 64)" >wrong
-}
-
-# make_authority DIR [NAME]: an authority, and a certificate by it for the
-# address of start_tcp (or for the subjectAltName NAME).  No name is looked up:
-# a bare system has no localhost in /etc/hosts.
-make_authority () {
-  local name=${2:-IP:127.0.0.1}
-  need openssl
-  mkdir "$1"
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
-    -days 2 -subj "/CN=test authority" -keyout "$1/ca-key.pem" \
-    -out "$1/ca-cert.pem" 2>openssl.log
-  openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
-    -subj "/CN=server" -keyout "$1/server-key.pem" \
-    -out "$1/server.csr" 2>>openssl.log
-  openssl x509 -req -in "$1/server.csr" -CA "$1/ca-cert.pem" \
-    -CAkey "$1/ca-key.pem" -CAcreateserial -days 2 \
-    -extfile <(echo "subjectAltName=$name") \
-    -out "$1/server-cert.pem" 2>>openssl.log
+  make_key alice keys
+  make_key alice wrong
 }
 
 @test "nbd: a pre-shared key opens a server on a Unix socket" {

@@ -6,6 +6,7 @@
 
 load lib
 load plugin
+load tls
 
 # A client in the background that stays connected.  It has done its requests
 # when $1 exists.

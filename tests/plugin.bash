@@ -45,11 +45,6 @@ kill_server () {
 }
 has_no_locks () { [ -z "$(held_locks "$1")" ]; }
 
-# make_key USER FILE: a pre-shared key for TLS, as psktool makes it.
-make_key () {
-  printf '%s:%s\n' "$1" "$(head -c 32 /dev/urandom | xxd -p -c 64)" >"$2"
-}
-
 # held_locks FILE: the bytes of QEMU's locks that are taken on it, in order.
 held_locks () {
   local inode

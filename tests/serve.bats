@@ -6,6 +6,7 @@
 
 load lib
 load plugin
+load tls
 
 # start_serve ARGUMENT...: in the background; sets URI once it is printed.
 start_serve () {

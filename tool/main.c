@@ -15,6 +15,7 @@
 
 #include "common/log.h"
 #include "common/secret.h"
+#include "common/tls_creds.h"
 #include "tool/tool.h"
 
 const char *program = "nbdimg";
@@ -78,7 +79,10 @@ print_help (void)
   for (size_t i = 0; formats[i]; ++i)
     printf (" %s", formats[i]->name);
   puts ("\n\nAn image is a path, an NBD URI, json:{...}, or [ command args ], "
-        "an NBD server\nthat is started for the purpose.");
+        "an NBD server\nthat is started for the purpose.\n\n"
+        "Each command takes --object=secret,id=ID,file=PATH, and "
+        "--object=tls-creds-x509\nor tls-creds-psk,id=ID,dir=FOLDER: what "
+        "images are opened with.");
 }
 
 /* ---- start and end ---- */
@@ -213,5 +217,6 @@ main (int argc, char **argv)
   status = finish (run_program (arguments.argc, arguments.argv));
   tool_free_arguments (&arguments);
   secret_forget_all ();
+  tls_creds_forget_all ();
   return status;
 }

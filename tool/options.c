@@ -14,7 +14,7 @@
 #include <string.h>
 
 #include "common/cleanup.h"
-#include "common/secret.h"
+#include "common/object.h"
 #include "common/text.h"
 #include "tool/tool.h"
 
@@ -42,7 +42,7 @@ int
 tool_object (char *arg)
 {
   struct error e = ERROR_INIT;
-  int r = secret_add_object (arg, &e);
+  int r = object_add (arg, &e);
 
   /* What ps shows of this process from now on. */
   memset (arg, '*', strlen (arg));

@@ -17,6 +17,7 @@
 #include "common/error.h"
 #include "common/secret.h"
 #include "common/text.h"
+#include "common/tls_creds.h"
 #include "tool/serve.h"
 
 static const char plugin_file[] = "nbdkit-nbdimg-plugin.so";
@@ -245,6 +246,20 @@ put_secrets (const struct serve *s, struct arguments *a, struct error *e)
   return r;
 }
 
+/* Folders and names only: nothing to hide. */
+static int
+put_tls_creds (struct arguments *a, struct error *e)
+{
+  char *text;
+  int r = 0;
+
+  for (size_t i = 0; r == 0 && (text = tls_creds_text (i, e)); ++i) {
+    r = append (a, format_text ("object=%s", text), e);
+    free (text);
+  }
+  return e->err ? -1 : r;
+}
+
 int
 serve_command (const struct serve *s, const char *pidfile,
                struct arguments *a, struct error *e)
@@ -255,6 +270,7 @@ serve_command (const struct serve *s, const char *pidfile,
       || append (a, plugin_name (), e) == -1
       || put_image (s, a, e) == -1
       || put_secrets (s, a, e) == -1
+      || put_tls_creds (a, e) == -1
       || put_filter_parameters (s, a, e) == -1) {
     arguments_free (a);
     return -1;
