@@ -160,7 +160,6 @@ struct format_option {
   const char *name;
   enum option_type type;
   const char *help;
-  const char *refused;    /* not NULL: known, not built yet; the reason */
   const char *initial;    /* what create uses, and says, when it is not given;
                              NULL = not said */
   bool of_file;           /* about the file, not the format: -o help names it

@@ -1,15 +1,20 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* The names of the modes of preallocation.  Layer: formats.  No locking: no
- * state.
+/* The modes of preallocation: their names, and what they do to a storage.
+ * Layer: formats.  No locking: no state.
  */
 
 #include <config.h>
 
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
-#include "formats/format.h"
+#include "common/bytes.h"
+#include "common/cleanup.h"
+#include "common/log.h"
+#include "formats/preallocation.h"
 
 static const char *const names[] = {
   [PREALLOCATION_OFF] = "off",
@@ -32,4 +37,61 @@ preallocation_parse (const char *name)
     if (strcmp (names[i], name) == 0)
       return i;
   return -1;
+}
+
+int
+preallocation_option (const struct format_create_options *opts, bool metadata,
+                      enum preallocation *mode, struct error *e)
+{
+  const char *text = json_string_value (json_object_get (opts->options,
+                                                         "preallocation"));
+  int found = text ? preallocation_parse (text) : PREALLOCATION_OFF;
+
+  *mode = found == -1 ? PREALLOCATION_OFF : (enum preallocation) found;
+  if (found != -1 && (found != PREALLOCATION_METADATA || metadata))
+    return 0;
+  return error_set (e, EINVAL, "Unsupported preallocation mode: %s "
+                    "(allowed are off, falloc, full)", text);
+}
+
+int
+preallocation_is_vain (const struct format_create_options *opts,
+                       const char *what, struct error *e)
+{
+  enum preallocation mode;
+
+  if (preallocation_option (opts, false, &mode, e) == -1)
+    return -1;
+  if (mode != PREALLOCATION_OFF)
+    log_warning ("preallocation=%s: %s gets the space for data when they are "
+                 "written", names[mode], what);
+  return 0;
+}
+
+/* Bytes that were written take their space on every file system, also where
+ * allocated extents are only promised (copy on write, compression).
+ */
+static int
+write_zeroes (struct storage *st, uint64_t from, uint64_t to,
+              struct error *e)
+{
+  const size_t chunk = 2 * MiB;
+  CLEANUP_FREE void *buf = calloc (1, chunk);
+
+  if (!buf)
+    return error_nomem (e, "preallocation", chunk);
+  for (; from < to; from += chunk)
+    if (storage_pwrite (st, buf, (size_t) min_u64 (chunk, to - from), from, 0,
+                        e) == -1)
+      return -1;
+  return 0;
+}
+
+int
+preallocate (struct storage *st, uint64_t from, uint64_t to,
+             enum preallocation mode, struct error *e)
+{
+  if (mode == PREALLOCATION_FALLOC && to > from)
+    return storage_zero (st, from, to - from, 0, e);
+  return mode == PREALLOCATION_FULL ? write_zeroes (st, from, to, e) : 0;
 }

@@ -19,9 +19,7 @@
 #include <string.h>
 
 #include "common/bytes.h"
-#include "common/cleanup.h"
-#include "common/text.h"
-#include "formats/format.h"
+#include "formats/preallocation.h"
 
 struct raw {
   struct format base;
@@ -32,16 +30,14 @@ struct raw {
 static const uint64_t max_size = (uint64_t) INT64_MAX & ~UINT64_C (511);
 
 static const struct format_option raw_options[] = {
-  { "size", OPTION_SIZE, "Virtual disk size", NULL, NULL, false },
-  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)",
-    NULL, NULL, true },
-  { "preallocation", OPTION_STRING,
-    "Preallocation mode (allowed values: off, falloc, full)", NULL, NULL,
+  { "size", OPTION_SIZE, "Virtual disk size", NULL, false },
+  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)", NULL,
     true },
+  { "preallocation", OPTION_STRING,
+    "Preallocation mode (allowed values: off, falloc, full)", NULL, true },
   { "extent_size_hint", OPTION_SIZE,
-    "Extent size hint for the image file, 0 to disable",
-    "extent size hints are not built yet", NULL, true },
-  { NULL, OPTION_STRING, NULL, NULL, NULL, false },
+    "Extent size hint for the image file, 0 to disable", NULL, true },
+  { NULL, OPTION_STRING, NULL, NULL, false },
 };
 
 static int
@@ -56,22 +52,6 @@ raw_probe (const uint8_t *buf, size_t len, uint64_t size)
 /* ---- create ---- */
 
 static int
-parse_preallocation (const struct format_create_options *opts,
-                     enum preallocation *mode, struct error *e)
-{
-  const char *text = json_string_value (json_object_get (opts->options,
-                                                         "preallocation"));
-
-  int found = text ? preallocation_parse (text) : PREALLOCATION_OFF;
-
-  *mode = found == -1 ? PREALLOCATION_OFF : (enum preallocation) found;
-  if (found != -1 && found != PREALLOCATION_METADATA)
-    return 0;
-  return error_set (e, EINVAL, "Unsupported preallocation mode: %s "
-                    "(allowed are off, falloc, full)", text);
-}
-
-static int
 check_create (const struct format_create_options *opts,
               enum preallocation *mode, struct error *e)
 {
@@ -81,7 +61,7 @@ check_create (const struct format_create_options *opts,
   if (opts->size > max_size)
     return error_set (e, EFBIG,
                       "The image size is too large for file format 'raw'");
-  return parse_preallocation (opts, mode, e);
+  return preallocation_option (opts, false, mode, e);
 }
 
 /* The whole disk counts, also where nothing is allocated: on a device, and in
@@ -120,37 +100,6 @@ create_on_fixed (struct storage *st, uint64_t size, enum preallocation mode,
   if (sector && storage_zero (st, 0, sector, 0, e) == -1)
     return -1;
   return storage_flush (st, e);
-}
-
-/* Bytes that were written take their space on every file system, also where
- * allocated extents are only promised (copy on write, compression).
- */
-static int
-write_zeroes (struct storage *st, uint64_t from, uint64_t to,
-              struct error *e)
-{
-  const size_t chunk = 2 * MiB;
-  CLEANUP_FREE void *buf = calloc (1, chunk);
-
-  if (!buf)
-    return error_nomem (e, "preallocation", chunk);
-  for (; from < to; from += chunk)
-    if (storage_pwrite (st, buf, (size_t) min_u64 (chunk, to - from), from, 0,
-                        e) == -1)
-      return -1;
-  return 0;
-}
-
-/* Bytes [from, to) are new and read as zeroes; make their space as solid as
- * MODE says.
- */
-static int
-preallocate (struct storage *st, uint64_t from, uint64_t to,
-             enum preallocation mode, struct error *e)
-{
-  if (mode == PREALLOCATION_FALLOC && to > from)
-    return storage_zero (st, from, to - from, 0, e);
-  return mode == PREALLOCATION_FULL ? write_zeroes (st, from, to, e) : 0;
 }
 
 static int

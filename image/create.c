@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/bytes.h"
 #include "common/text.h"
 #include "image/image.h"
 #include "image/name.h"
@@ -34,14 +35,32 @@ struct place {
   uint64_t old_size;            /* bytes */
 };
 
-static int
-option_bool (const struct format_create_options *opts, const char *key,
-             bool *r, struct error *e)
+static const char *
+option (const struct format_create_options *opts, const char *key)
 {
-  const char *text = json_string_value (json_object_get (opts->options, key));
+  return json_string_value (json_object_get (opts->options, key));
+}
 
-  *r = false;
-  return text ? parse_bool (key, text, r, e) : 0;
+/* The options that are about the file.  The hint is QEMU's: without one XFS
+ * scatters an image that grows by single clusters.
+ */
+static int
+file_options (const struct format_create_options *opts,
+              struct storage_new_file *how, struct error *e)
+{
+  const char *nocow = option (opts, "nocow");
+  const char *hint = option (opts, "extent_size_hint");
+  uint64_t size = MiB;
+
+  if (nocow && parse_bool ("nocow", nocow, &how->nocow, e) == -1)
+    return -1;
+  if (hint && parse_size ("extent_size_hint", hint, &size, e) == -1)
+    return -1;
+  if (size > UINT32_MAX)
+    return error_set (e, ERANGE, "Extent size hint is too large");
+  how->extent_size_hint = (uint32_t) size;
+  how->hint_asked_for = hint && size;
+  return 0;
 }
 
 /* QEMU takes write and resize before it truncates: creation over an image
@@ -57,15 +76,15 @@ lock_place (struct place *p, struct error *e)
 
 /* Takes NODE. */
 static int
-open_place (struct place *p, json_t *node, bool nocow, bool force,
-            struct error *e)
+open_place (struct place *p, json_t *node, const struct storage_new_file *how,
+            bool force, struct error *e)
 {
   struct source_options opts = {
     .open = { .writable = true, .cache = CACHE_WRITEBACK, .no_lock = force },
   };
 
   p->node = node;
-  p->storage = source_create (node, nocow, &opts, &p->created, e);
+  p->storage = source_create (node, how, &opts, &p->created, e);
   if (!p->storage)
     return -1;
   p->old_size = storage_size (p->storage);
@@ -124,11 +143,11 @@ image_node (const char *name, const struct format_ops *format,
 
 static int
 open_data_file (struct place *p, const struct place *image,
-                const struct format_create_options *opts, bool nocow,
-                bool force, struct error *e)
+                const struct format_create_options *opts,
+                const struct storage_new_file *how, bool force,
+                struct error *e)
 {
-  const char *name = json_string_value (json_object_get (opts->options,
-                                                         "data_file"));
+  const char *name = option (opts, "data_file");
   json_t *node;
 
   if (!name)
@@ -138,7 +157,7 @@ open_data_file (struct place *p, const struct place *image,
                       "URI, since nothing else is followed when the image is "
                       "opened", name);
   node = name_to_storage (name, true, e);
-  if (!node || open_place (p, node, nocow, force, e) == -1)
+  if (!node || open_place (p, node, how, force, e) == -1)
     return error_prefix (e, "data_file");
   if (storage_same (p->storage, image->storage))
     return error_set (e, EINVAL, "%s: an image cannot be its own data file",
@@ -179,19 +198,19 @@ image_create (const char *name, const struct format_ops *format,
               struct error *e)
 {
   struct place image = { .node = NULL }, data = { .node = NULL };
+  struct storage_new_file how = { .nocow = false };
   json_t *node;
-  bool nocow;
   int r = -1;
 
   if (!format->create)
     return error_set (e, ENOTSUP, "images of the format %s cannot be made",
                       format->name);
-  if (option_bool (opts, "nocow", &nocow, e) == -1)
+  if (file_options (opts, &how, e) == -1)
     return -1;
   node = image_node (name, format, e);
-  if (node && open_place (&image, node, nocow, force, e) == 0
+  if (node && open_place (&image, node, &how, force, e) == 0
       && lock_place (&image, e) == 0
-      && open_data_file (&data, &image, opts, nocow, force, e) == 0)
+      && open_data_file (&data, &image, opts, &how, force, e) == 0)
     r = create (&image, &data, format, opts, e);
   close_place (&data, r == -1);
   close_place (&image, r == -1);

@@ -190,7 +190,7 @@ source_open (const json_t *node, const struct source_options *inherited,
 }
 
 struct storage *
-source_create (const json_t *node, bool nocow,
+source_create (const json_t *node, const struct storage_new_file *how,
                const struct source_options *inherited, const char **created,
                struct error *e)
 {
@@ -204,17 +204,18 @@ source_create (const json_t *node, bool nocow,
   if (tree_driver (node, &driver, NULL, e) == -1)
     return NULL;
   if (driver != DRIVER_FILE) {
-    if (!nocow)
+    if (!how->nocow && !how->hint_asked_for)
       return source_open (node, inherited, e);
-    error_set (e, EINVAL, "nocow: only a new file can be without copy on "
-               "write");
+    error_set (e, EINVAL, how->nocow
+               ? "nocow: only a new file can be without copy on write"
+               : "extent_size_hint: only a new file can have one");
     return NULL;
   }
   if (node_options (node, &opts, e) == -1) {
     error_prefix (e, "%s", path);
     return NULL;
   }
-  st = storage_file_create (path, nocow, &opts.open, &ours, e);
+  st = storage_file_create (path, how, &opts.open, &ours, e);
   if (st && ours)
     *created = path;
   return st;

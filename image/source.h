@@ -30,7 +30,8 @@ extern struct storage *source_open (const json_t *node,
  * and left as it is.  *CREATED is set to the path of a file that is ours to
  * unlink (borrowed from NODE), else NULL.
  */
-extern struct storage *source_create (const json_t *node, bool nocow,
+extern struct storage *source_create (const json_t *node,
+                                      const struct storage_new_file *how,
                                       const struct source_options *,
                                       const char **created, struct error *e);
 

@@ -83,8 +83,6 @@ set_option (json_t *options, const struct format_option *table,
   if (!o)
     return error_set (e, others && find_option (others, key) ? ENOENT : EINVAL,
                       "Invalid parameter '%s'", key);
-  if (o->refused)
-    return error_set (e, ENOTSUP, "%s: %s", o->name, o->refused);
   text = normalise (o, value ? value : "on", e);
   if (!text || json_object_set_new (options, o->name,
                                     json_string_nocheck (text)) == -1)

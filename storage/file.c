@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/log.h"
 #include "common/text.h"
 #include "storage/file.h"
 
@@ -525,6 +526,38 @@ set_nocow (int fd)
   }
 }
 
+/* The same with the hint, which fails where it is no multiple of a block.  0 is
+ * set too, since the folder may hand down another one.
+ */
+static void
+set_extent_size_hint (int fd, const char *path,
+                      const struct storage_new_file *how)
+{
+  struct fsxattr attributes;
+
+  if (ioctl (fd, FS_IOC_FSGETXATTR, &attributes) == -1)
+    return;
+  attributes.fsx_xflags |= FS_XFLAG_EXTSIZE;
+  attributes.fsx_extsize = how->extent_size_hint;
+  if (ioctl (fd, FS_IOC_FSSETXATTR, &attributes) == -1
+      && how->hint_asked_for && errno != ENOTTY && errno != EOPNOTSUPP)
+    log_warning ("%s: extent_size_hint=%" PRIu32 ": %s; the file is made "
+                 "without", path, how->extent_size_hint, strerror (errno));
+}
+
+/* A file of no bytes that was made for us is as good as new. */
+static void
+set_attributes (int fd, const char *path, const struct storage_new_file *how)
+{
+  struct stat sb;
+
+  if (fstat (fd, &sb) == -1 || !S_ISREG (sb.st_mode) || sb.st_size > 0)
+    return;
+  if (how->nocow)
+    set_nocow (fd);
+  set_extent_size_hint (fd, path, how);
+}
+
 /* Open what is there or make it.  O_EXCL tells which; the loop is for a file
  * that comes or goes between the two.  A symbolic link to nothing is neither:
  * there the file is made, but never said to be ours to remove.
@@ -553,7 +586,7 @@ open_or_make (const char *path, bool *created, struct error *e)
 }
 
 struct storage *
-storage_file_create (const char *path, bool nocow,
+storage_file_create (const char *path, const struct storage_new_file *how,
                      const struct storage_open_options *o, bool *created,
                      struct error *e)
 {
@@ -578,8 +611,8 @@ storage_file_create (const char *path, bool nocow,
     file_close (&f->base);
     return NULL;
   }
-  if (*created && nocow)
-    set_nocow (f->fd);
+  if (how)
+    set_attributes (f->fd, path, how);
   st = finish_open (f, path, true, false, e);
   if (!st && *created) {
     unlink (path);

@@ -156,12 +156,23 @@ extern struct storage *storage_file_open (const char *path,
                                           const struct storage_open_options *,
                                           struct error *);
 
+/* What a new file shall be like; quietly not so where the file system has
+ * nothing of the kind.
+ */
+struct storage_new_file {
+  bool nocow;                 /* FS_NOCOW_FL: no copy on write (btrfs) */
+  uint32_t extent_size_hint;  /* bytes that are allocated at a time (XFS); 0 =
+                                 no hint */
+  bool hint_asked_for;        /* by the user: a warning if it is refused */
+};
+
 /* Create PATH for writing, or open it if it exists.  CREATED says whether the
  * file is ours to unlink on failure.  An existing file is not touched: take
- * the locks, then storage_truncate.  NOCOW sets FS_NOCOW_FL on a new file,
- * quietly not where the file system has none.
+ * the locks, then storage_truncate.  HOW (or NULL) is about a new file, or one
+ * without a byte.
  */
-extern struct storage *storage_file_create (const char *path, bool nocow,
+extern struct storage *storage_file_create (const char *path,
+                                            const struct storage_new_file *how,
                                             const struct storage_open_options *,
                                             bool *created, struct error *);
 

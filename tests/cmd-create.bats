@@ -256,29 +256,100 @@ END
 @test "create -o help lists the options in qemu-img's words" {
   local f list
   mkdir files theirs ours
-  for f in raw qcow2 qed; do
+  for f in raw qcow qcow2 qed vdi luks; do
     for list in help '?' 'size=1M,help'; do
-      twin_img_output_built create -f $f -o "$list"
-      twin_img_output_built create -f $f -o "$list" o
+      twin_img create -f $f -o "$list"
+      twin_img create -f $f -o "$list" o
     done
   done
-  twin_img_output_built create -o help
+  twin_img create -o help
 }
 
-# "(not built yet)" behind an option is ours.
-twin_img_output_built () {
-  local theirs=(qemu-img "$@") ours=("$NBDIMG" "$@")
-  peer_run theirs ours
-  sed -i 's/ (not built yet)$//' "$BATS_TEST_TMPDIR/.our.out"
-  peer_same
+@test "create: extent_size_hint is what the file system is told" {
+  need strace
+  make_files
+  peer_lines same_words <<'END'
+create -f raw -o extent_size_hint=0 o 1M
+create -f qcow2 -o extent_size_hint=64k o 1M
+create -f qed -o extent_size_hint=1M,nocow=off o 1M
+create -f vdi -o extent_size_hint=4095M o 1M
+END
+  peer_lines own_words <<'END'
+"Extent size hint is too large" create -f raw -o extent_size_hint=4G o 1M
+"expects a number of bytes" create -f raw -o extent_size_hint=x o 1M
+END
+  for o in "" ,extent_size_hint=0 ,extent_size_hint=192k; do
+    hints qemu-img "$o" >theirs.hints
+    hints "$NBDIMG" "$o" >our.hints
+    cat our.hints
+    cmp theirs.hints our.hints
+  done
+  [ "$(grep -c 'fsx_extsize=196608' our.hints)" = 2 ]
+}
+
+# hints PROGRAM OPTIONS: those that it sets on two new files
+hints () {
+  rm -f new data
+  strace -f -o log -e trace=ioctl "$1" create -q -f qcow2 \
+    -o "data_file=data$2" new 1M || skip "strace cannot trace here"
+  sed -n 's/.*FS_IOC_FSSETXATTR, //p' log
+}
+
+@test "create: on XFS a file has the hint of qemu-img, 1 MiB by default" {
+  need mkfs.xfs xfs_io
+  need_root
+  truncate -s 320M fs
+  mkfs.xfs -q fs
+  mkdir mnt
+  mount -o loop fs mnt || skip "cannot mount XFS"
+  local r=0
+  (cd mnt && on_xfs) || r=1
+  umount mnt
+  [ $r = 0 ]
+}
+
+on_xfs () {
+  "$NBDIMG" create -q -f qcow2 a 1M
+  "$NBDIMG" create -q -o extent_size_hint=0 b 1M
+  : >c                          # as mktemp makes it
+  "$NBDIMG" create -q -f vdi -o extent_size_hint=64k c 1M
+  "$NBDIMG" create -q -f qcow2 -o extent_size_hint=1000 d 1M 2>err
+  for f in a b c d; do xfs_io -c extsize $f; done >hints
+  cat hints
+  [ "$(tr '\n' ' ' <hints)" = "[1048576] a [0] b [65536] c [0] d " ] &&
+    grep 'd: extent_size_hint=1000: Invalid argument; the file is made' err
+}
+
+@test "create: preallocation of formats that have nothing to allocate" {
+  make_files
+  peer_lines same_words <<'END'
+create -f qcow -o preallocation=off o 1M
+create -f qed -o preallocation=off o 1M
+create -f vdi -o preallocation=off,static=on o 1M
+END
+  peer_lines "own_status 0 0 'gets the space for data when'" <<'END'
+create -f qcow -o preallocation=full o 1M
+create -f qed -o preallocation=falloc o 1M
+create -f vdi -o preallocation=full o 1M
+END
+  peer_lines "own_status 1 1 'Unsupported preallocation mode'" <<'END'
+create -f qcow -o preallocation=metadata o 1M
+create -f qed -o preallocation=maybe o 1M
+create -f vdi -o preallocation=metadata,static=on o 1M
+END
+  [ ! -e ours/o ]
+}
+
+@test "create: a static vdi image can have its space" {
+  for p in falloc full; do
+    "$NBDIMG" create -q -f vdi -o static=on,preallocation=$p $p.vdi 4M
+    [ "$(stat -c %b $p.vdi)" -ge 8192 ]
+    qemu-img check -q $p.vdi
+    qemu-io -r -c 'read -P 0 0 4M' $p.vdi | grep -c '^read 4194304'
+  done
 }
 
 @test "create: what is not built yet is refused by name, before the file is made" {
-  for f in qcow2 raw; do
-    expect_error 1 "extent_size_hint: " \
-      "$NBDIMG" create -f $f -o extent_size_hint=1M o 1M
-    [[ $stderr == *"not built yet"* ]]
-  done
   expect_error 1 "tls-creds-anon is not built yet" \
     "$NBDIMG" create --object tls-creds-anon,id=t o 1M
   [ ! -e o ]

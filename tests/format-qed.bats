@@ -98,9 +98,6 @@ same () {
     expect_error 1 QED "$NBDIMG" create -f qed -o $options o 1G
     [ ! -e o ]
   done
-  expect_error 1 'preallocation: a QED image cannot' \
-    "$NBDIMG" create -f qed -o preallocation=full o 1G
-  [ ! -e o ]
   run ! qemu-img create -f qed -o cluster_size=4k,table_size=2 q 1T
   expect_error 1 'at most 4294967296 bytes' \
     "$NBDIMG" create -f qed -o cluster_size=4k,table_size=2 o 1T

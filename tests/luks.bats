@@ -218,9 +218,34 @@ hash-alg=foo|'hash-alg' does not accept value 'foo'
 ivgen-hash-alg=foo|'ivgen-hash-alg' does not accept value 'foo'
 cipher-alg=cast5-128|Unsupported cipher mode xts
 cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=sha512|essiv:sha512
-preallocation=full|not built yet
+preallocation=some|Unsupported preallocation mode: some
 iter-time=99999999999|iter-time
 END
+}
+
+@test "preallocation takes the space of a luks disk, by create and by resize" {
+  need qemu-img
+  luks_key
+  local p used mode
+  for p in off metadata falloc full; do
+    new_luks our_create $p preallocation=$p 4M
+    qemu-img info "${SECRET[@]}" --image-opts "$(opts $p)" |
+      grep 'virtual size: 4 MiB'
+    used=$(stat -c %b $p)
+    case $p in
+    falloc|full) [ "$used" -ge 8192 ] ;;
+    *) [ "$used" -lt 8192 ] ;;
+    esac
+    expect_error 1 "" "$NBDIMG" resize "${SECRET[@]}" --preallocation=metadata \
+      --image-opts "$(opts $p)" +1M
+    [ "$(stat -c %b $p)" = "$used" ]
+    for mode in falloc full; do
+      "$NBDIMG" resize -q "${SECRET[@]}" --preallocation=$mode --image-opts \
+        "$(opts $p)" +1M
+    done
+    [ $(($(stat -c %b $p) - used)) -ge 4096 ]
+    both_ways $p
+  done
 }
 
 # Offsets: cipher 8, mode 40, hash 72, payload 104, key bytes 108, digest's

@@ -231,8 +231,7 @@ print_option (const struct format_option *o)
   char text[64];
 
   snprintf (text, sizeof text, "%s=<%s>", o->name, types[o->type]);
-  printf ("  %-22s - %s%s\n", text, o->help,
-          o->refused ? " (not built yet)" : "");
+  printf ("  %-22s - %s\n", text, o->help);
 }
 
 void

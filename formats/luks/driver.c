@@ -22,6 +22,7 @@
 #include "common/bytes.h"
 #include "common/secure.h"
 #include "formats/blank.h"
+#include "formats/preallocation.h"
 #include "formats/luks/luks.h"
 
 struct luks {
@@ -33,47 +34,42 @@ struct luks {
 };
 
 static const struct format_option luks_options[] = {
-  { "size", OPTION_SIZE, "Virtual disk size", NULL, NULL, false },
+  { "size", OPTION_SIZE, "Virtual disk size", NULL, false },
   { "key-secret", OPTION_STRING,
-    "ID of the secret that provides the keyslot passphrase", NULL, NULL,
-    false },
+    "ID of the secret that provides the keyslot passphrase", NULL, false },
   { "cipher-alg", OPTION_STRING, "Name of encryption cipher algorithm", NULL,
-    NULL, false },
-  { "cipher-mode", OPTION_STRING, "Name of encryption cipher mode", NULL,
-    NULL, false },
-  { "ivgen-alg", OPTION_STRING, "Name of IV generator algorithm", NULL, NULL,
     false },
+  { "cipher-mode", OPTION_STRING, "Name of encryption cipher mode", NULL,
+    false },
+  { "ivgen-alg", OPTION_STRING, "Name of IV generator algorithm", NULL, false },
   { "ivgen-hash-alg", OPTION_STRING, "Name of IV generator hash algorithm",
-    NULL, NULL, false },
-  { "hash-alg", OPTION_STRING, "Name of encryption hash algorithm", NULL,
     NULL, false },
-  { "iter-time", OPTION_NUMBER, "Time to spend in PBKDF in milliseconds",
-    NULL, NULL, false },
+  { "hash-alg", OPTION_STRING, "Name of encryption hash algorithm", NULL,
+    false },
+  { "iter-time", OPTION_NUMBER, "Time to spend in PBKDF in milliseconds", NULL,
+    false },
   { "preallocation", OPTION_STRING,
-    "Preallocation mode (allowed values: off, falloc, full)",
-    "preallocation of luks images is not built yet", NULL, true },
-  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)",
-    NULL, NULL, true },
+    "Preallocation mode (allowed values: off, falloc, full)", NULL, true },
+  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)", NULL,
+    true },
   { "extent_size_hint", OPTION_SIZE,
-    "Extent size hint for the image file, 0 to disable",
-    "extent size hints are not built yet", NULL, true },
-  { NULL, OPTION_STRING, NULL, NULL, NULL, false },
+    "Extent size hint for the image file, 0 to disable", NULL, true },
+  { NULL, OPTION_STRING, NULL, NULL, false },
 };
 
 static const struct format_option luks_amend_options[] = {
   { "state", OPTION_STRING,
-    "Select new state of affected keyslots (active/inactive)", NULL, NULL,
-    false },
+    "Select new state of affected keyslots (active/inactive)", NULL, false },
   { "new-secret", OPTION_STRING,
     "New secret to set in the matching keyslots. Empty string to erase", NULL,
+    false },
+  { "old-secret", OPTION_STRING, "Select all keyslots that match this password",
     NULL, false },
-  { "old-secret", OPTION_STRING,
-    "Select all keyslots that match this password", NULL, NULL, false },
-  { "keyslot", OPTION_NUMBER,
-    "Select a single keyslot to modify explicitly", NULL, NULL, false },
-  { "iter-time", OPTION_NUMBER, "Time to spend in PBKDF in milliseconds",
-    NULL, NULL, false },
-  { NULL, OPTION_STRING, NULL, NULL, NULL, false },
+  { "keyslot", OPTION_NUMBER, "Select a single keyslot to modify explicitly",
+    NULL, false },
+  { "iter-time", OPTION_NUMBER, "Time to spend in PBKDF in milliseconds", NULL,
+    false },
+  { NULL, OPTION_STRING, NULL, NULL, false },
 };
 
 static int
@@ -98,25 +94,35 @@ write_new (struct storage *st, const uint8_t *buf, uint64_t len,
 }
 
 /* Only the header's place is cleared on a device: a disk that reads as random
- * bytes need not be overwritten.
+ * bytes need not be overwritten, and has its space.
  */
 static int
-prepare (struct storage *st, uint64_t header, uint64_t end, struct error *e)
+prepare (struct storage *st, uint64_t header, uint64_t end,
+         enum preallocation mode, struct error *e)
 {
+  if (!st->caps.can_grow && mode >= PREALLOCATION_FALLOC)
+    return error_set (e, ENOTSUP, "%s: only files can be preallocated; leave "
+                      "out preallocation", st->name);
   if (!st->caps.can_grow && storage_size (st) < end)
     return error_set (e, ENOSPC, "%s: has %" PRIu64 " bytes, the image needs %"
                       PRIu64, st->name, storage_size (st), end);
   if (storage_blank (st, header, e) == -1)
     return -1;
-  return st->caps.can_grow ? storage_truncate (st, end, e) : 0;
+  if (st->caps.can_grow && storage_truncate (st, end, e) == -1)
+    return -1;
+  return preallocate (st, header, end, mode, e);
 }
 
-/* The header and the payload of a new image, in bytes. */
+/* The header and the payload of a new image, in bytes.  The header is all its
+ * metadata, and always there.
+ */
 static int
 plan (const struct format_create_options *opts, struct luks_options *o,
-      uint64_t *header, uint64_t *size, struct error *e)
+      uint64_t *header, uint64_t *size, enum preallocation *mode,
+      struct error *e)
 {
-  if (luks_parse_options (opts, "", o, e) == -1)
+  if (luks_parse_options (opts, "", o, e) == -1
+      || preallocation_option (opts, true, mode, e) == -1)
     return -1;
   *header = luks_total_bytes (o);
   if (!round_up_ok (opts->size, SECTOR_SIZE, size)
@@ -130,9 +136,10 @@ luks_measure (const struct format_create_options *opts,
               struct format_measure *m, struct error *e)
 {
   struct luks_options o;
+  enum preallocation mode;
   uint64_t header, size;
 
-  if (plan (opts, &o, &header, &size, e) == -1)
+  if (plan (opts, &o, &header, &size, &mode, e) == -1)
     return -1;
   m->required = m->fully_allocated = header + size;
   m->cluster_size = SECTOR_SIZE;
@@ -145,18 +152,19 @@ luks_create (struct storage *st, const struct format_create_options *opts,
              struct error *e)
 {
   struct luks_options o;
+  enum preallocation mode;
   uint64_t header, size;
   uint8_t *buf;
   int r;
 
-  if (plan (opts, &o, &header, &size, e) == -1)
+  if (plan (opts, &o, &header, &size, &mode, e) == -1)
     return -1;
   buf = malloc ((size_t) header);
   if (!buf)
     return error_nomem (e, "a LUKS header", (size_t) header);
   r = luks_make (&o, opts->cancel, buf, e);
   if (r == 0)
-    r = prepare (st, header, header + size, e);
+    r = prepare (st, header, header + size, mode, e);
   if (r == 0)
     r = write_new (st, buf, header, e);
   secure_free (buf, (size_t) header);
@@ -319,6 +327,28 @@ luks_resize (struct format *f, uint64_t size, uint64_t zero_until,
   return set_size (l, e);
 }
 
+/* On failure the disk has its old size again. */
+static int
+luks_resize_preallocated (struct format *f, uint64_t size,
+                          uint64_t zero_until, enum preallocation mode,
+                          struct error *e)
+{
+  struct luks *l = (struct luks *) f;
+  uint64_t old = f->info.size;
+  struct error ignored = ERROR_INIT;
+
+  if (mode == PREALLOCATION_METADATA)
+    return error_set (e, ENOTSUP, "Unsupported preallocation mode: %s",
+                      preallocation_name (mode));
+  if (luks_resize (f, size, zero_until, e) == -1)
+    return -1;
+  if (preallocate (disk (l), l->payload + old, l->payload + f->info.size, mode,
+                   e) == 0)
+    return luks_flush (f, e);
+  luks_resize (f, old, 0, &ignored);
+  return -1;
+}
+
 static int
 luks_format_info (struct format *f, json_t *out, struct error *e)
 {
@@ -342,5 +372,6 @@ const struct format_ops format_luks = {
   .map = luks_map,
   .flush = luks_flush,
   .resize = luks_resize,
+  .resize_preallocated = luks_resize_preallocated,
   .info = luks_format_info,
 };

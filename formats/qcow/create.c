@@ -15,27 +15,26 @@
 
 #include "common/text.h"
 #include "formats/blank.h"
+#include "formats/preallocation.h"
 #include "formats/qcow/qcow.h"
 
 const struct format_option qcow_create_options[] = {
-  { "size", OPTION_SIZE, "Virtual disk size", NULL, NULL, false },
-  { "backing_file", OPTION_STRING, "File name of a base image", NULL, NULL,
-    false },
-  { "backing_fmt", OPTION_STRING, "Format of the backing image", NULL, NULL,
-    false },
+  { "size", OPTION_SIZE, "Virtual disk size", NULL, false },
+  { "backing_file", OPTION_STRING, "File name of a base image", NULL, false },
+  { "backing_fmt", OPTION_STRING, "Format of the backing image", NULL, false },
   { "encryption", OPTION_BOOL, "Encrypt the image with format 'aes'. "
-    "(Deprecated in favor of encrypt.format=aes)", NULL, NULL, false },
-  { "encrypt.format", OPTION_STRING,
-    "Encrypt the image, format choices: 'aes'", NULL, NULL, false },
+    "(Deprecated in favor of encrypt.format=aes)", NULL, false },
+  { "encrypt.format", OPTION_STRING, "Encrypt the image, format choices: 'aes'",
+    NULL, false },
   { "encrypt.key-secret", OPTION_STRING,
-    "ID of the secret that provides the AES encryption key", NULL, NULL,
-    false },
-  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)",
-    NULL, NULL, true },
+    "ID of the secret that provides the AES encryption key", NULL, false },
+  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)", NULL,
+    true },
+  { "preallocation", OPTION_STRING,
+    "Preallocation mode (allowed values: off, falloc, full)", NULL, true },
   { "extent_size_hint", OPTION_SIZE,
-    "Extent size hint for the image file, 0 to disable",
-    "extent size hints are not built yet", NULL, true },
-  { NULL, OPTION_STRING, NULL, NULL, NULL, false },
+    "Extent size hint for the image file, 0 to disable", NULL, true },
+  { NULL, OPTION_STRING, NULL, NULL, false },
 };
 
 static const char *
@@ -94,7 +93,8 @@ make_plan (const struct format_create_options *opts, struct plan *p,
 {
   uint64_t l1_size;
 
-  if (parse_encrypt (opts, p, e) == -1)
+  if (parse_encrypt (opts, p, e) == -1
+      || preallocation_is_vain (opts, "a qcow image", e) == -1)
     return -1;
   p->backing_file = opts->backing_file;
   p->name_length = p->backing_file ? strlen (p->backing_file) : 0;

@@ -26,6 +26,7 @@
 #include "common/cleanup.h"
 #include "common/secure.h"
 #include "formats/blank.h"
+#include "formats/preallocation.h"
 #include "formats/qcow2/create.h"
 
 /* ---- layout ---- */
@@ -362,27 +363,9 @@ write_refblocks (struct storage *st, const struct plan *p, uint8_t *buf,
 
 /* ---- writing ---- */
 
-/* Reserve space for LEN bytes of data (falloc), or write them (full). */
-static int
-allocate_data (struct storage *st, const struct plan *p, uint64_t offset,
-               uint64_t len, uint8_t *buf, struct error *e)
-{
-  if (len == 0 || p->preallocation < PREALLOCATION_FALLOC)
-    return 0;
-  if (p->preallocation == PREALLOCATION_FALLOC)
-    return storage_zero (st, offset, len, 0, e);
-  memset (buf, 0, BUFFER_SIZE);
-  for (uint64_t at = 0; at < len; at += BUFFER_SIZE)
-    if (storage_pwrite (st, buf, (size_t) min_u64 (BUFFER_SIZE, len - at),
-                        offset + at, 0, e) == -1)
-      return -1;
-  return 0;
-}
-
 /* The data file gets the disk's size and reads as zeroes. */
 static int
-prepare_data_file (struct storage *st, const struct plan *p, uint8_t *buf,
-                   struct error *e)
+prepare_data_file (struct storage *st, const struct plan *p, struct error *e)
 {
   if (st->caps.can_grow && st->caps.reads_zero_past_end) {
     if (storage_truncate (st, 0, e) == -1
@@ -397,7 +380,7 @@ prepare_data_file (struct storage *st, const struct plan *p, uint8_t *buf,
     if (p->size && storage_zero (st, 0, p->size, STORAGE_MAY_UNMAP, e) == -1)
       return -1;
   }
-  if (allocate_data (st, p, 0, p->size, buf, e) == -1)
+  if (preallocate (st, 0, p->size, p->preallocation, e) == -1)
     return -1;
   return storage_flush (st, e);
 }
@@ -424,7 +407,7 @@ write_image (struct storage *st, struct storage *data_file,
 {
   if (storage_blank (st, p->end, e) == -1)
     return -1;
-  if (data_file && prepare_data_file (data_file, p, buf, e) == -1)
+  if (data_file && prepare_data_file (data_file, p, e) == -1)
     return -1;
   if (p->luks_header
       && storage_pwrite (st, p->luks_header,
@@ -432,8 +415,9 @@ write_image (struct storage *st, struct storage *data_file,
                          p->crypto_offset, 0, e) == -1)
     return -1;
   if (write_tables (st, p, buf, e) == -1
-      || allocate_data (st, p, p->data_offset, p->data << p->cluster_bits,
-                        buf, e) == -1)
+      || preallocate (st, p->data_offset,
+                      p->data_offset + (p->data << p->cluster_bits),
+                      p->preallocation, e) == -1)
     return -1;
   if (h->size > SECTOR_SIZE
       && storage_pwrite (st, h->buf + SECTOR_SIZE,

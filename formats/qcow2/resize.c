@@ -19,6 +19,7 @@
 #include <stdlib.h>
 
 #include "common/cleanup.h"
+#include "formats/preallocation.h"
 #include "formats/qcow2/qcow2.h"
 
 uint64_t
@@ -173,22 +174,6 @@ grow_data_file (struct qcow2 *q, uint64_t size, struct error *e)
 
 /* ---- preallocation ---- */
 
-static int
-write_zeroes (struct storage *st, uint64_t host, uint64_t length,
-              struct error *e)
-{
-  const size_t chunk = 2 * MiB;
-  CLEANUP_FREE uint8_t *buf = calloc (1, chunk);
-
-  if (!buf)
-    return error_nomem (e, "preallocation", chunk);
-  for (uint64_t at = 0; at < length; at += chunk)
-    if (storage_pwrite (st, buf, (size_t) min_u64 (chunk, length - at),
-                        host + at, 0, e) == -1)
-      return -1;
-  return 0;
-}
-
 /* Make the space of P read as zeroes, and as solid as MODE says. */
 static int
 prepare_space (struct qcow2 *q, const struct placement *p,
@@ -197,18 +182,13 @@ prepare_space (struct qcow2 *q, const struct placement *p,
   struct storage *st = p->storage == MAP_IN_DATA_FILE ? q->format.data_file
     : q->format.storage;
 
-  switch (mode) {
-  case PREALLOCATION_FULL:
-    return write_zeroes (st, p->host, p->length, e);
-  case PREALLOCATION_FALLOC:
-    return storage_zero (st, p->host, p->length, 0, e);
-  default:
-    if (p->storage == MAP_IN_DATA_FILE)
-      return 0;                 /* grow_data_file did */
-    if (p->reads_zero && p->host + p->length <= storage_size (st))
-      return 0;
-    return storage_zero (st, p->host, p->length, STORAGE_MAY_UNMAP, e);
-  }
+  if (mode >= PREALLOCATION_FALLOC)
+    return preallocate (st, p->host, p->host + p->length, mode, e);
+  if (p->storage == MAP_IN_DATA_FILE)
+    return 0;                   /* grow_data_file did */
+  if (p->reads_zero && p->host + p->length <= storage_size (st))
+    return 0;
+  return storage_zero (st, p->host, p->length, STORAGE_MAY_UNMAP, e);
 }
 
 /* Zero bytes of an encrypted image are no zeroes: its clusters have their
@@ -250,8 +230,8 @@ preallocate_some (struct qcow2 *q, uint64_t guest, uint64_t length,
 }
 
 static int
-preallocate (struct qcow2 *q, uint64_t from, uint64_t to,
-             enum preallocation mode, struct error *e)
+preallocate_range (struct qcow2 *q, uint64_t from, uint64_t to,
+                   enum preallocation mode, struct error *e)
 {
   struct error ignored = ERROR_INIT;
   uint64_t done;
@@ -280,7 +260,7 @@ prepare_growth (struct qcow2 *q, uint64_t size, uint64_t zero_until,
   if (!q->data_file_raw && clear (q, from, to, UNMAP_TRANSPARENT, e) == -1)
     return -1;
   if (mode != PREALLOCATION_OFF)
-    return preallocate (q, from, to, mode, e);
+    return preallocate_range (q, from, to, mode, e);
   to = min_u64 (to, round_up (zero_until, q->cluster_size));
   return clear (q, from, to, UNMAP_ZERO, e);
 }

@@ -22,27 +22,23 @@
 #include "common/log.h"
 #include "formats/blank.h"
 #include "formats/header_switch.h"
+#include "formats/preallocation.h"
 #include "formats/qed/qed.h"
 
 const struct format_option qed_create_options[] = {
-  { "size", OPTION_SIZE, "Virtual disk size", NULL, NULL, false },
-  { "backing_file", OPTION_STRING, "File name of a base image", NULL, NULL,
-    false },
+  { "size", OPTION_SIZE, "Virtual disk size", NULL, false },
+  { "backing_file", OPTION_STRING, "File name of a base image", NULL, false },
   { "backing_fmt", OPTION_STRING, "Image format of the base image", NULL,
-    NULL, false },
-  { "cluster_size", OPTION_SIZE, "Cluster size (in bytes)", NULL, "65536",
     false },
-  { "table_size", OPTION_SIZE, "L1/L2 table size (in clusters)", NULL, NULL,
-    false },
-  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)",
-    NULL, NULL, true },
+  { "cluster_size", OPTION_SIZE, "Cluster size (in bytes)", "65536", false },
+  { "table_size", OPTION_SIZE, "L1/L2 table size (in clusters)", NULL, false },
+  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)", NULL,
+    true },
   { "preallocation", OPTION_STRING,
-    "Preallocation mode (allowed values: off, falloc, full)",
-    "a QED image cannot be preallocated", NULL, true },
+    "Preallocation mode (allowed values: off, falloc, full)", NULL, true },
   { "extent_size_hint", OPTION_SIZE,
-    "Extent size hint for the image file, 0 to disable",
-    "extent size hints are not built yet", NULL, true },
-  { NULL, OPTION_STRING, NULL, NULL, NULL, false },
+    "Extent size hint for the image file, 0 to disable", NULL, true },
+  { NULL, OPTION_STRING, NULL, NULL, false },
 };
 
 struct plan {
@@ -75,6 +71,8 @@ static int
 make_plan (const struct format_create_options *opts, struct plan *p,
            struct error *e)
 {
+  if (preallocation_is_vain (opts, "a qed image", e) == -1)
+    return -1;
   if (qed_geometry (&p->g, size_option (opts, "cluster_size",
                                         DEFAULT_CLUSTER_SIZE),
                     size_option (opts, "table_size", DEFAULT_TABLE_SIZE),

@@ -18,23 +18,25 @@
 #include "common/cleanup.h"
 #include "common/text.h"
 #include "formats/blank.h"
+#include "formats/preallocation.h"
 #include "formats/vdi/vdi.h"
 
 const struct format_option vdi_create_options[] = {
-  { "size", OPTION_SIZE, "Virtual disk size", NULL, NULL, false },
-  { "static", OPTION_BOOL, "VDI static (pre-allocated) image", NULL, "off",
-    false },
-  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)",
-    NULL, NULL, true },
+  { "size", OPTION_SIZE, "Virtual disk size", NULL, false },
+  { "static", OPTION_BOOL, "VDI static (pre-allocated) image", "off", false },
+  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)", NULL,
+    true },
+  { "preallocation", OPTION_STRING,
+    "Preallocation mode (allowed values: off, falloc, full)", NULL, true },
   { "extent_size_hint", OPTION_SIZE,
-    "Extent size hint for the image file, 0 to disable",
-    "extent size hints are not built yet", NULL, true },
-  { NULL, OPTION_STRING, NULL, NULL, NULL, false },
+    "Extent size hint for the image file, 0 to disable", NULL, true },
+  { NULL, OPTION_STRING, NULL, NULL, false },
 };
 
 /* The image that is to be written. */
 struct plan {
   bool is_static;
+  enum preallocation preallocation;     /* of a static one */
   uint64_t size, blocks;        /* size: a multiple of 512 bytes */
   uint64_t data_offset, end;
 };
@@ -48,6 +50,9 @@ make_plan (const struct format_create_options *opts, struct plan *p,
   uint64_t max = VDI_MAX_BLOCKS * VDI_BLOCK_SIZE;
 
   if (text && parse_bool ("static", text, &p->is_static, e) == -1)
+    return -1;
+  if (p->is_static ? preallocation_option (opts, false, &p->preallocation, e)
+      : preallocation_is_vain (opts, "a dynamic vdi image", e))
     return -1;
   if (opts->backing_file)
     return error_set (e, ENOTSUP,
@@ -133,6 +138,8 @@ vdi_create (struct storage *st, const struct format_create_options *opts,
     return -1;
   if (storage_blank (st, plan.end, e) == -1
       || write_map (st, &plan, e) == -1
+      || preallocate (st, plan.data_offset, plan.end, plan.preallocation,
+                      e) == -1
       || storage_flush (st, e) == -1
       || storage_pwrite (st, header, sizeof header, 0, 0, e) == -1)
     return -1;

@@ -80,7 +80,7 @@ open_image (enum cache_mode cache, bool strict)
   bool created;
 
   unlink ("image");
-  st = storage_file_create ("image", false, &o, &created, &e);
+  st = storage_file_create ("image", NULL, &o, &created, &e);
   if (!st) {
     printf ("# open: %s\n", e.text);
     _exit (1);
@@ -384,7 +384,7 @@ no_direct (void)
   unlink ("new");
   if (skipped (deny (SYS_fcntl, 1, F_SETFL, EINVAL)))
     return;
-  CHECK (storage_file_create ("new", false, &o, &created, &e) == NULL);
+  CHECK (storage_file_create ("new", NULL, &o, &created, &e) == NULL);
   CHECK (e.err == EINVAL && strstr (e.text, "'new'"));
   CHECK (!created && access ("new", F_OK) < 0);
 }

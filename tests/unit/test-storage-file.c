@@ -54,7 +54,7 @@ fresh (const char *path, const struct storage_open_options *o)
   struct storage *st;
 
   unlink (path);
-  st = must (storage_file_create (path, false, o, &created, &e), &e);
+  st = must (storage_file_create (path, NULL, o, &created, &e), &e);
   CHECK (created);
   return st;
 }
@@ -88,7 +88,7 @@ mode_works (enum cache_mode mode)
   struct storage *st;
   bool created;
 
-  st = storage_file_create ("probe", false, &o, &created, &e);
+  st = storage_file_create ("probe", NULL, &o, &created, &e);
   storage_close (st);
   return st != NULL;
 }
@@ -364,7 +364,7 @@ refused (const char *path, int err, const char *word)
   error_clear (&e);
   CHECK (storage_file_open (path, &rw, &e) == NULL);
   error_clear (&e);
-  CHECK (storage_file_create (path, false, &rw, &created, &e) == NULL);
+  CHECK (storage_file_create (path, NULL, &rw, &created, &e) == NULL);
   CHECK (!created && e.err != 0);
 }
 
@@ -395,6 +395,7 @@ static void
 test_create (void)
 {
   struct storage_open_options o = { .writable = true };
+  const struct storage_new_file nocow = { .nocow = true };
   struct error e = ERROR_INIT;
   struct storage *st, *other;
   bool created = true;
@@ -403,7 +404,7 @@ test_create (void)
   unit_begin ("create leaves a file that was there as it was, and says so");
   st = fresh ("a", &o);
   CHECK_OK (storage_pwrite (st, "ab", 2, 0, 0, &e), &e);
-  other = must (storage_file_create ("a", true, &o, &created, &e), &e);
+  other = must (storage_file_create ("a", &nocow, &o, &created, &e), &e);
   CHECK (!created && storage_size (other) == 2);
   CHECK_OK (storage_pread (other, buf, 2, 0, &e), &e);
   CHECK (memcmp (buf, "ab", 2) == 0);
@@ -417,13 +418,13 @@ test_create (void)
   other = open_ro ("./soft");
   CHECK (storage_same (st, other));
   storage_close (other);
-  other = must (storage_file_create ("b", true, &o, &created, &e), &e);
+  other = must (storage_file_create ("b", &nocow, &o, &created, &e), &e);
   CHECK (created && !storage_same (st, other));
   storage_close (other);
 
   unit_begin ("create follows a link to nothing, and never removes it");
   CHECK (symlink ("target", "dangling") == 0);
-  other = must (storage_file_create ("dangling", false, &o, &created, &e),
+  other = must (storage_file_create ("dangling", NULL, &o, &created, &e),
                 &e);
   CHECK (!created && access ("target", F_OK) == 0);
   storage_close (other);
@@ -433,7 +434,7 @@ test_create (void)
   CHECK (storage_file_open ("nothing", &o, &e) == NULL);
   CHECK (e.err == ENOENT && strstr (e.text, "'nothing'"));
   error_clear (&e);
-  CHECK (storage_file_create ("no/where", false, &o, &created, &e) == NULL);
+  CHECK (storage_file_create ("no/where", NULL, &o, &created, &e) == NULL);
   CHECK (e.err == ENOENT && !created);
 }
 

@@ -463,7 +463,7 @@ test_wrap (void)
   bool created;
 
   setenv ("NBDIMG_TEST_STORAGE", "rec:wrap.log", 1);
-  st = storage_file_create ("image", false, &o, &created, &e);
+  st = storage_file_create ("image", NULL, &o, &created, &e);
   CHECK (st && created);
 #ifdef ENABLE_TEST_STORAGE
   unit_begin ("files are wrapped as the environment says");
