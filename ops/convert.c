@@ -20,8 +20,6 @@
 #include "common/bytes.h"
 #include "ops/convert.h"
 
-enum { MAX_WORKERS = 16 };
-
 /* A chunk should stay in a processor's own cache from its read to its write,
  * and be long enough that a request to a server is worth its while.
  */
@@ -209,7 +207,7 @@ wanted_workers (const struct convert *c)
   uint64_t n = cpus > 1 ? (uint64_t) cpus : 1;
 
   if (c->opts->parallel)
-    return (unsigned) min_u64 (c->opts->parallel, MAX_WORKERS);
+    return (unsigned) min_u64 (c->opts->parallel, CONVERT_MAX_WORKERS);
   for (size_t i = 0; i < c->nr_sources; ++i)
     if (is_remote (c->sources[i].im))
       return 8;
@@ -319,7 +317,7 @@ add_result (struct convert *c, struct worker *w)
 static int
 run (struct convert *c, struct error *e)
 {
-  struct worker workers[MAX_WORKERS];
+  struct worker workers[CONVERT_MAX_WORKERS];
   unsigned n;
 
   if (worker_init (&workers[0], c, e) == -1)
@@ -352,7 +350,8 @@ op_convert (struct image *target, const struct convert_opts *opts,
   int r;
 
   mutex_init (&c.mutex);
-  pthread_cond_init (&c.turn_came, NULL);
+  for (size_t i = 0; i < CONVERT_MAX_WORKERS; ++i)
+    pthread_cond_init (&c.turn_came[i], NULL);
   rate_init (&c.rate, ctx ? ctx->rate_limit : 0);
   r = setup (&c, e);
   if (r == 0)
@@ -360,7 +359,8 @@ op_convert (struct image *target, const struct convert_opts *opts,
   if (result)
     *result = c.result;
   rate_destroy (&c.rate);
-  pthread_cond_destroy (&c.turn_came);
+  for (size_t i = 0; i < CONVERT_MAX_WORKERS; ++i)
+    pthread_cond_destroy (&c.turn_came[i]);
   mutex_destroy (&c.mutex);
   free (c.sources);
   return r;

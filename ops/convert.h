@@ -27,6 +27,9 @@
 #include "ops/ops.h"
 #include "ops/rate.h"
 
+/* More would only wait for each other. */
+enum { CONVERT_MAX_WORKERS = 16 };
+
 /* What is to be done with a block of the disk. */
 enum block_state {
   BLOCK_SKIP,                   /* the target reads right already */
@@ -70,7 +73,10 @@ struct convert {
   struct rate rate;
 
   struct mutex mutex;
-  pthread_cond_t turn_came;
+  /* Whose turn comes is woken and nobody else: claims on their way have
+   * numbers in a row, one for each worker, so each has a condition of its own.
+   */
+  pthread_cond_t turn_came[CONVERT_MAX_WORKERS];
   /* guarded by mutex */
   uint64_t next;                /* what is before it has been claimed */
   uint64_t known_end;           /* the state of [next, known_end) is known */

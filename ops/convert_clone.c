@@ -34,7 +34,10 @@ share (struct worker *w, uint64_t offset, uint64_t len, struct storage *st,
   uint64_t start = round_up (offset, unit);
   uint64_t end = round_down (offset + len, unit);
 
-  if (start >= end)
+  /* Blocks are shared when it is our turn, as writes are done; but no claim
+   * that shares nothing waits before it is read.
+   */
+  if (start >= end || !convert_wait_turn (c, &w->claim))
     return 0;
   if (image_share (c->target, start, end - start, st, host + (start - offset),
                    c->opts->copy_in_kernel, &done, e) == -1)

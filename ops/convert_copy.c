@@ -351,13 +351,8 @@ prepare (struct worker *w, struct error *e)
   if (guess (w, e) == -1)
     return -1;
   even_out (w);
-  if (convert_may_clone (c)) {
-    /* Blocks are shared when it is our turn, as writes are done. */
-    if (!convert_wait_turn (c, &w->claim))
-      return 0;
-    if (convert_clone (w, e) == -1)
-      return -1;
-  }
+  if (convert_clone (w, e) == -1)
+    return -1;
   if (read_data (w, e) == -1)
     return -1;
   find_zeroes (w);

@@ -28,6 +28,12 @@ claim_unit (const struct convert *c)
   return max_u64 (c->detect, max_u64 (c->grain, c->share_unit));
 }
 
+static pthread_cond_t *
+turn_came (struct convert *c, uint64_t number)
+{
+  return &c->turn_came[number % CONVERT_MAX_WORKERS];
+}
+
 static void
 set_error_locked (struct convert *c, uint64_t offset, const struct error *e)
   REQUIRES (&c->mutex)
@@ -37,7 +43,8 @@ set_error_locked (struct convert *c, uint64_t offset, const struct error *e)
     c->error_offset = offset;
   }
   __atomic_store_n (&c->stop, true, __ATOMIC_RELEASE);
-  pthread_cond_broadcast (&c->turn_came);
+  for (uint64_t i = 0; i < CONVERT_MAX_WORKERS; ++i)
+    pthread_cond_signal (turn_came (c, i));
 }
 
 void
@@ -158,7 +165,7 @@ convert_wait_turn (struct convert *c, const struct claim *claim)
     return !convert_stopped (c);
   mutex_lock (&c->mutex);
   while (c->turn != claim->number && !c->stop)
-    mutex_wait (&c->mutex, &c->turn_came);
+    mutex_wait (&c->mutex, turn_came (c, claim->number));
   mutex_unlock (&c->mutex);
   return !convert_stopped (c);
 }
@@ -169,7 +176,7 @@ convert_claim_done (struct convert *c, const struct claim *claim)
   mutex_lock (&c->mutex);
   if (c->in_order) {
     c->turn = claim->number + 1;
-    pthread_cond_broadcast (&c->turn_came);
+    pthread_cond_signal (turn_came (c, c->turn));
   }
   add_done_locked (c, claim->end - claim->start);
   mutex_unlock (&c->mutex);

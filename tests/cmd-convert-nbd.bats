@@ -37,6 +37,25 @@ start_file_server () {
   cmp src.raw e.raw
 }
 
+# most_reads LOG: how many reads of nbdkit's log were on their way together
+most_reads () {
+  awk '/\.\.\.Read / { --n } / Read / && ++n > most { most = n }
+    END { print most + 0 }' "$1"
+}
+
+@test "an export is read by several requests at once, whatever the target" {
+  random_image src.raw 12M 8
+  for fmt in raw qcow2; do
+    start_server -r --filter=log --filter=delay file src.raw logfile=log \
+      rdelay=100ms
+    convert -f raw -O $fmt "$URI" t.$fmt
+    stop_server
+    [ "$(most_reads log)" -ge 2 ]
+    rm log
+  done
+  cmp src.raw t.raw
+}
+
 @test "qcow2 from an export, with a backing file on another" {
   need qemu-img qemu-io
   random_image base.raw 8M 2
