@@ -219,6 +219,22 @@ twin () {
   stop_server
 }
 
+@test "what could not be made durable is not said to be done" {
+  need_test_storage
+  make_images
+  # The last flush is that of closing the image.
+  local total
+  NBDIMG_TEST_STORAGE="fault:op=flush,countfile=total" \
+    "$NBDIMG" resize a.qcow2 +1M
+  total=$(cat total)
+  run --separate-stderr env \
+    NBDIMG_TEST_STORAGE="fault:op=flush,index=$total" \
+    "$NBDIMG" resize a.qcow2 +1M
+  [ "$status" = 1 ]
+  [ -z "$output" ]
+  [[ $stderr == *"Input/output error"* ]]
+}
+
 @test "a full disk: the old size stays, and nothing is damaged" {
   need_test_storage
   make_images

@@ -140,11 +140,8 @@ resize (const struct request *rq, struct image *im)
   struct resize_result result;
   struct error e = ERROR_INIT;
 
-  if (op_resize (im, &rq->opts, &result, &ctx, &e) == 0) {
-    if (!rq->quiet)
-      puts ("Image resized.");
+  if (op_resize (im, &rq->opts, &result, &ctx, &e) == 0)
     return 0;
-  }
   tool_error ("%s", tool_without_name (rq->image.name, &e));
   if (result.needs_shrink)
     log_warning ("Shrinking an image will delete all data beyond the shrunken "
@@ -172,5 +169,9 @@ cmd_resize (int argc, char **argv)
   if (!im)
     return 1;
   status = resize (&rq, im);
-  return tool_close (im) == -1 ? 1 : status;
+  if (tool_close (im) == -1)
+    status = 1;
+  if (status == 0 && !rq.quiet)
+    puts ("Image resized.");
+  return status;
 }
