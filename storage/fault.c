@@ -11,6 +11,9 @@
  *   errno=EIO       the error: EIO, ENOSPC, ENOMEM, EDQUOT, EROFS, EINVAL,
  *                   ENOTSUP, ETIMEDOUT, ENXIO, or a number; default EIO
  *   short=1         the first half of the bytes is done before it fails
+ *   kill=1          the process is killed there (SIGKILL), nothing fails
+ *   delay=N         each request takes N microseconds more: a short run lasts
+ *                   long enough to be killed at a moment of its own
  *   file=TEXT       only objects whose name contains TEXT; default all
  *   scope=process   count the requests of all objects of the process together
  *   countfile=PATH  at close, write how many requests there were: a test can
@@ -23,9 +26,11 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/bytes.h"
 #include "common/cleanup.h"
@@ -60,9 +65,10 @@ struct fault {
 
   /* Fixed after open. */
   unsigned ops;
-  uint64_t index, count, rate, seed;
+  uint64_t index, count, rate, seed, delay;
   int err;
   bool half;                  /* short=1 */
+  bool killing;               /* kill=1 */
   bool process_wide;
   char *file, *countfile;     /* NULL = none; owned */
 
@@ -97,6 +103,8 @@ must_fail (struct fault *f, unsigned op)
 
   if (!(f->ops & op) || (f->file && !strstr (f->wrapper.base.name, f->file)))
     return false;
+  if (f->delay)
+    usleep ((useconds_t) f->delay);
   n = __atomic_add_fetch (counter (f), 1, __ATOMIC_RELAXED);
   if (f->rate && mix (n, f->seed) % 1000 < f->rate)
     return true;
@@ -107,6 +115,11 @@ must_fail (struct fault *f, unsigned op)
 static int
 fail (struct fault *f, const char *what, uint64_t offset, struct error *e)
 {
+  if (f->killing) {
+    kill (getpid (), SIGKILL);
+    for (;;)
+      pause ();
+  }
   error_clear (e);
   return error_errno (e, f->err, "%s: %s at %" PRIu64 " (fault of a test)",
                       f->wrapper.base.name, what, offset);
@@ -321,6 +334,10 @@ parse_key (struct fault *f, const char *key, const char *value,
     return parse_count (key, value, &f->seed, e);
   if (strcmp (key, "short") == 0)
     return parse_flag (key, value, &f->half, e);
+  if (strcmp (key, "kill") == 0)
+    return parse_flag (key, value, &f->killing, e);
+  if (strcmp (key, "delay") == 0)
+    return parse_number (key, value, 0, 1000000, &f->delay, e);
   if (strcmp (key, "file") == 0)
     return parse_text (value, &f->file, e);
   if (strcmp (key, "countfile") == 0)

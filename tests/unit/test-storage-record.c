@@ -433,11 +433,50 @@ test_fault_count (void)
 }
 
 static void
+test_fault_kill (void)
+{
+  struct error e = ERROR_INIT;
+  struct storage *st;
+  struct stat sb;
+  pid_t pid = fork ();
+  int status;
+
+  unit_begin ("kill=1 ends the process at that request, with half of it done");
+  if (pid == 0) {
+    struct storage_open_options o = { .writable = true };
+    bool created;
+
+    st = storage_file_create ("killed", false, &o, &created, &e);
+    st = faulty (st, "op=write,index=2,kill=1,short=1");
+    storage_pwrite (st, "1234", 4, 0, 0, &e);
+    storage_pwrite (st, "5678", 4, 4, 0, &e);
+    _exit (1);
+  }
+  CHECK (waitpid (pid, &status, 0) == pid);
+  CHECK (WIFSIGNALED (status) && WTERMSIG (status) == SIGKILL);
+  CHECK (stat ("killed", &sb) == 0 && sb.st_size == 6);
+  unlink ("killed");
+}
+
+static void
+test_fault_delay (void)
+{
+  struct storage *st = faulty (memory (9), "delay=2000");
+  struct error e = ERROR_INIT;
+  uint64_t start = storage_record_clock ();
+
+  unit_begin ("delay=N makes each request take so many microseconds more");
+  CHECK_OK (storage_pwrite (st, "x", 1, 0, 0, &e), &e);
+  CHECK (storage_record_clock () - start >= 2000000);
+  storage_close (st);
+}
+
+static void
 test_fault_spec (void)
 {
   static const char *const wrong[] = {
     "op=fly", "errno=EWHAT", "index=-1", "rate=1001", "colour=red", "index",
-    "scope=galaxy", "short=perhaps",
+    "scope=galaxy", "short=perhaps", "kill=2", "delay=1000001",
   };
   struct storage *st = memory (9);
   struct error e = ERROR_INIT;
@@ -496,6 +535,8 @@ main (void)
   test_fault_index ();
   test_fault_ops ();
   test_fault_count ();
+  test_fault_kill ();
+  test_fault_delay ();
   test_fault_spec ();
   test_wrap ();
   return unit_end ();
