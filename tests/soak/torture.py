@@ -1,0 +1,303 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright the nbdimg developers.
+
+"""Each command is cut off: killed at random moments, killed at each request to
+its files, and each request fails, with EIO and ENOSPC.  Afterwards the images
+open, check finds at most leaks or a dirty image that a repair makes clean, and
+the content is the old or the new one: what that means for each command is in
+torture_table.py, and how it is looked at in torture_rules.py.
+
+usage: torture.py --nbdimg PROGRAM --dir FOLDER [--kills N] [--indexes N]
+                  [--seed N] [--jobs N] [--only PATTERN] [--modes NAME,...]
+                  [--list] [--markdown]
+
+Prints a line for each command.  Exits with 1 when something was found; the line
+says how to see it again.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import fnmatch
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import sys
+import time
+
+from torture_image import Folder, Wrong, escaped, finish, run, spawn
+from torture_rules import DONE, FAILED, KILLED, Round
+from torture_table import Maker, all_rows
+
+# What happens at request N; "for good": at all those behind it too.
+MODES = {
+    "EIO": "errno=EIO",
+    "EIO for good": "errno=EIO,count=0",
+    "EIO half": "errno=EIO,short=1",
+    "ENOSPC": "errno=ENOSPC",
+    "ENOSPC for good": "errno=ENOSPC,count=0",
+    "kill": "kill=1",
+    "kill half": "kill=1,short=1",
+}
+REASONS = {"EIO": "Input/output error", "ENOSPC": "No space left on device"}
+DELAY = 150             # microseconds; see Victim.moments
+MANY = 2000             # with more requests not every index is tried
+ENOUGH = 5              # findings in a row of the table
+
+
+class Victim:
+    """A row at work in a folder of its own."""
+
+    def __init__(self, row, args):
+        self.row, self.args = row, args
+        self.nbdimg = args.nbdimg
+        self.rnd = random.Random("%d %s" % (args.seed, row.name))
+        self.cwd = os.path.join(args.dir, re.sub(r"\W+", "-", row.name))
+        self.verdicts = {}
+        self.counts = collections.Counter()
+        self.kinds = collections.Counter()
+        self.findings = []
+        os.mkdir(self.cwd)
+
+    def argv(self):
+        return [self.nbdimg] + self.row.argv
+
+    # ---- the two states ----
+
+    def prepare(self):
+        self.row.make(Maker(self.cwd, self.nbdimg))
+        self.before = Folder(self.cwd)
+        for rule in self.row.rules:
+            rule.note_old(self.nbdimg, self.cwd)
+        self.before.restore(self.cwd)
+        self.printed = self.undisturbed("").out
+        for rule in self.row.rules:
+            rule.note_new(self.nbdimg, self.cwd)
+        self.requests = self.count()
+
+    def undisturbed(self, spec):
+        end = finish(spawn(self.argv(), self.cwd, spec))
+        if end.status != 0:
+            raise Wrong("undisturbed: %s" % end)
+        return end
+
+    def count(self):
+        counter = os.path.join(self.cwd, "count.tmp")
+        self.before.restore(self.cwd)
+        self.undisturbed("countfile=count.tmp")
+        if not os.path.exists(counter):
+            return 0
+        with open(counter, encoding="ascii") as fp:
+            return int(fp.read())
+
+    # ---- rounds ----
+
+    def fault_round(self, mode, index):
+        spec = "%s,index=%d" % (MODES[mode], index)
+        self.before.restore(self.cwd)
+        end = run(self.argv(), self.cwd, ok=None, spec=spec)
+        self.judge(mode, spec, end)
+
+    def kill_round(self, moment, spec):
+        self.before.restore(self.cwd)
+        process = spawn(self.argv(), self.cwd, spec)
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        self.judge("random kill", "%s after %.1f ms"
+                   % (spec or "-", moment * 1000), finish(process))
+
+    def judge(self, mode, what, end):
+        self.counts[mode] += 1
+        try:
+            ended = self.ending(mode, end)
+            self.counts[mode, ended] += 1
+            which = self.verdict(ended)
+        except Wrong as e:
+            self.counts["findings"] += 1
+            self.findings.append("%s (%s): %s\n    %s" % (
+                mode, what, escaped(str(e))[:900], end))
+            return
+        if ended != DONE:
+            self.kinds[which] += 1
+
+    def ending(self, mode, end):
+        if end.status == 0:
+            if self.row.reader and end.out != self.printed:
+                raise Wrong("it did not fail, and printed something else")
+            return DONE
+        if end.status == -signal.SIGKILL and "kill" in mode:
+            return KILLED
+        if end.status not in self.row.statuses:
+            raise Wrong("status %d" % end.status)
+        if "kill" in mode:
+            raise Wrong("it failed by itself")
+        if self.printed and end.out == self.printed and not self.row.reader:
+            raise Wrong("it failed, and says that it is done")
+        if REASONS[mode.split()[0]] not in end.err:
+            raise Wrong("the message does not give the reason")
+        return FAILED
+
+    def verdict(self, ended):
+        """What the rules say.  They have seen most states before."""
+        folder = Folder(self.cwd)
+        key = folder.digest(), ended
+        if key not in self.verdicts:
+            self.verdicts[key] = None
+            try:
+                self.verdicts[key] = self.look(ended, folder)
+            except Wrong as e:
+                self.verdicts[key] = e
+                raise
+        elif isinstance(self.verdicts[key], Wrong):
+            raise self.verdicts[key]
+        return self.verdicts[key]
+
+    def look(self, ended, folder):
+        r = Round(self.nbdimg, self.cwd, ended, self.row.mendable)
+        which = [rule.judge(r) for rule in self.row.rules]
+        if ended != DONE:
+            self.go_on(folder, which)
+        return which[0]
+
+    def go_on(self, folder, which):
+        """The same command again, with nothing in its way."""
+        if "in-use" in which[0] or (not self.row.again
+                                    and "old" not in which[0]):
+            return
+        folder.restore(self.cwd)
+        end = finish(spawn(self.argv(), self.cwd))
+        if end.status != 0:
+            raise Wrong("it cannot be done again: %s" % end)
+        for rule in self.row.rules:
+            rule.judge_again(self.nbdimg, self.cwd)
+
+    # ---- all of them ----
+
+    def indexes(self):
+        """All, or as many as are wanted; of a long command a part."""
+        limit = self.args.indexes or (
+            self.requests if self.requests <= MANY else 500)
+        every = range(1, self.requests + 1)
+        if limit >= self.requests:
+            return every
+        return sorted(self.rnd.sample(every, limit))
+
+    def moments(self):
+        """Over the time that the command takes, and as many over a slower run:
+        most of a short one is the start of the program.
+        """
+        for spec in "", "delay=%d" % DELAY:
+            taken = []
+            for _ in range(3):
+                self.before.restore(self.cwd)
+                start = time.monotonic()
+                self.undisturbed(spec)
+                taken.append(time.monotonic() - start)
+            for _ in range(-(-self.args.kills // 2)):
+                yield self.rnd.uniform(0, sorted(taken)[1]), spec
+
+    def torture(self):
+        self.prepare()
+        if self.requests == 0:
+            raise Wrong("no request goes through the test storage")
+        for mode in self.args.modes:
+            for index in self.indexes():
+                self.fault_round(mode, index)
+                if len(self.findings) >= ENOUGH:
+                    return
+        if self.args.kills:
+            for moment, spec in self.moments():
+                self.kill_round(moment, spec)
+                if len(self.findings) >= ENOUGH:
+                    return
+
+    def run(self):
+        try:
+            self.torture()
+        except Wrong as e:
+            self.counts["findings"] += 1
+            self.findings.append(str(e))
+        shutil.rmtree(self.cwd)
+        return self
+
+
+# ---- the report ----
+
+def totals(victim):
+    c = victim.counts
+    faults = [m for m in MODES if "kill" not in m]
+    return {
+        "requests": getattr(victim, "requests", 0),
+        "faults": sum(c[m] for m in faults),
+        "passed": sum(c[m, DONE] for m in faults),
+        "kills": sum(c[m] for m in MODES if "kill" in m),
+        "random": c["random kill"],
+        "states": len(victim.verdicts),
+        "findings": c["findings"],
+    }
+
+
+def report(victim, markdown):
+    t = totals(victim)
+    kinds = ", ".join("%d %s" % (n, k) for k, n in
+                      sorted(victim.kinds.items(), key=lambda x: -x[1]))
+    if markdown:
+        print("| %s | %s | %s |" % (victim.row.name, " | ".join(
+            "{:,}".format(v) for v in t.values()), kinds), flush=True)
+    else:
+        print("%s %s: %d requests, %d faults (%d did no harm), %d kills at a "
+              "request, %d at a moment, %d states: %s"
+              % ("not ok" if victim.findings else "ok", victim.row.name,
+                 t["requests"], t["faults"], t["passed"], t["kills"],
+                 t["random"], t["states"], kinds), flush=True)
+    for text in victim.findings:
+        print("# %s: %s" % (victim.row.name, text), file=sys.stderr,
+              flush=True)
+
+
+def arguments():
+    p = argparse.ArgumentParser()
+    p.add_argument("--nbdimg", required=True)
+    p.add_argument("--dir", required=True)
+    p.add_argument("--kills", type=int, default=100)
+    p.add_argument("--indexes", type=int, default=0, help="0 = every")
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--jobs", type=int, default=1)
+    p.add_argument("--only", action="append", help="names of rows")
+    p.add_argument("--modes", default=",".join(MODES), metavar="NAME,...",
+                   help="default: all: %(default)s")
+    p.add_argument("--list", action="store_true")
+    p.add_argument("--markdown", action="store_true")
+    args = p.parse_args()
+    args.modes = [m for m in args.modes.split(",") if m]
+    return args
+
+
+def main():
+    args = arguments()
+    rows = [r for r in all_rows() if not args.only or any(
+        fnmatch.fnmatchcase(r.name, p) for p in args.only)]
+    if not rows:
+        sys.exit("torture.py: no row of the table has such a name")
+    if args.list:
+        for row in rows:
+            print("%s: nbdimg %s" % (row.name, shlex.join(row.argv)))
+        return 0
+    bad = done = 0
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        for victim in pool.map(lambda row: Victim(row, args).run(), rows):
+            report(victim, args.markdown)
+            bad += bool(victim.findings)
+            done += sum(victim.counts[m] for m in MODES)
+            done += victim.counts["random kill"]
+    print("%d commands, %d rounds, %d with findings (--seed %d)"
+          % (len(rows), done, bad, args.seed))
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
