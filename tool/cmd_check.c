@@ -39,19 +39,6 @@ enum {
   EXIT_NO_CHECK = 63,
 };
 
-static const struct option options[] = {
-  TOOL_LONG_OPTIONS,
-  { "format", required_argument, NULL, 'f' },
-  { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
-  { "output", required_argument, NULL, TOOL_OPT_OUTPUT },
-  { "repair", required_argument, NULL, 'r' },
-  { "cache", required_argument, NULL, 'T' },
-  { "force-share", no_argument, NULL, 'U' },
-  { "progress", required_argument, NULL, TOOL_OPT_PROGRESS },
-  { "quiet", no_argument, NULL, 'q' },
-  { NULL, 0, NULL, 0 },
-};
-
 struct request {
   struct tool_image image;
   struct tool_progress progress;
@@ -60,8 +47,10 @@ struct request {
 };
 
 static int
-set_repair (struct request *rq, const char *what)
+set_repair (void *opaque, const char *what)
 {
+  struct request *rq = opaque;
+
   if (strcmp (what, "leaks") == 0)
     rq->repair = REPAIR_LEAKS;
   else if (strcmp (what, "all") == 0)
@@ -76,40 +65,22 @@ set_repair (struct request *rq, const char *what)
 }
 
 static int
-set_option (struct request *rq, int option)
-{
-  switch (option) {
-  case 'f': rq->image.format = optarg; return 0;
-  case 'q': rq->progress.quiet = true; return 0;
-  case 'p': rq->progress.bar = true; return 0;
-  case 'U': rq->image.open.force_share = true; return 0;
-  case 'r': return set_repair (rq, optarg);
-  case 'T':
-    return tool_cache ("source cache option", optarg, &rq->image.open.cache);
-  case TOOL_OPT_IMAGE_OPTS: rq->image.image_opts = true; return 0;
-  case TOOL_OPT_OUTPUT: return tool_output (optarg, &rq->json);
-  case TOOL_OPT_PROGRESS: return tool_progress_option (&rq->progress, optarg);
-  }
-  return -1;
-}
-
-static int
 parse (struct tool_args *args, struct request *rq)
 {
-  int option;
+  struct image_open_options *open = &rq->image.open;
+  const struct tool_option options[] = {
+    TOOL_IMAGE_OPTIONS (&rq->image),
+    { "output", .json = &rq->json },
+    { "repair", 'r', .set = set_repair },
+    { "cache", 'T', .cache = &open->cache, .what = "source cache option" },
+    { "force-share", 'U', .flag = &open->force_share },
+    TOOL_PROGRESS_OPTIONS (&rq->progress),
+    TOOL_LAST_OPTION,
+  };
 
-  while ((option = tool_getopt (args)) != -1) {
-    if (option == TOOL_STOP)
-      return -1;
-    args->status = EXIT_FAILED;
-    if (set_option (rq, option) == -1)
-      return -1;
-  }
-  if (optind + 1 != args->argc) {
-    args->status = tool_misuse ("Expecting one image file name");
+  if (tool_parse (args, options, rq) == -1
+      || tool_one_name (args, &rq->image) == -1)
     return -1;
-  }
-  rq->image.name = args->argv[optind];
   return tool_check_image (&rq->image);
 }
 
@@ -249,8 +220,7 @@ int
 cmd_check (int argc, char **argv)
 {
   struct tool_args args = {
-    .argc = argc, .argv = argv, .letters = "f:qpUr:T:", .options = options,
-    .usage = usage,
+    .argc = argc, .argv = argv, .usage = usage, .status = EXIT_FAILED,
   };
   struct request rq = { .json = false };
   struct op_ctx ctx;

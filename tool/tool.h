@@ -89,6 +89,78 @@ extern int tool_trace (const char *arg);
 /* TEXT with what could drive a terminal escaped, on FP. */
 extern void tool_put_name (FILE *fp, const char *text);
 
+/* ---- parse.c: the options of a command ---- */
+
+struct tool_args {
+  int argc;
+  char **argv;
+  const char *letters;          /* as for getopt, without "h" and "V" */
+  const struct option *options; /* with TOOL_LONG_OPTIONS, ends in zeroes */
+  const char *usage;            /* what -h prints after "usage: nbdimg " */
+  int status;                   /* exit code when the command is over; at first
+                                   that of a bad value */
+  bool started;                 /* private to tool_getopt */
+
+  char **names;                 /* what follows the options */
+  int nr_names;
+};
+
+/* How the user named an image. */
+struct tool_image {
+  const char *name;
+  const char *format;           /* -f, or NULL */
+  bool image_opts;              /* --image-opts */
+  struct image_open_options open;
+};
+
+struct tool_progress {
+  bool bar;                     /* -p */
+  bool json;                    /* --progress json */
+  bool quiet;                   /* -q: neither */
+};
+
+/* An option: its names, and the place that it sets, one of the pointers.  It
+ * takes an argument, unless the place is a flag or the row has the value.
+ */
+struct tool_option {
+  const char *name;             /* the long one, or NULL */
+  int letter;                   /* or 0 */
+
+  bool *flag;                   /* becomes true; goes with the others too */
+  const char **text;            /* borrowed from argv */
+  char **list;                  /* of -o: all of them joined; owned */
+  uint64_t *size;
+  enum cache_mode *cache;
+  bool *json;                   /* of --output */
+  struct tool_progress *progress;       /* of --progress */
+  int (*set) (void *request, const char *arg);  /* prints, and returns -1,
+                                                   when ARG is bad */
+
+  const char *what;             /* "Invalid WHAT specified", for size, cache */
+  const char *value;            /* stands for the argument */
+};
+
+/* Rows that many commands have. */
+#define TOOL_IMAGE_OPTIONS(ti)                                          \
+  { "format", 'f', .text = &(ti)->format },                             \
+  { "image-opts", .flag = &(ti)->image_opts }
+#define TOOL_PROGRESS_OPTIONS(p)                                        \
+  { NULL, 'p', .flag = &(p)->bar },                                     \
+  { "progress", .progress = (p) },                                      \
+  { "quiet", 'q', .flag = &(p)->quiet }
+#define TOOL_LAST_OPTION { .name = NULL }
+
+/* Parse the options of ARGS by ROWS, which end with TOOL_LAST_OPTION; -h, -V,
+ * --trace and --object are there without a row.  REQUEST is for row.set.  -1:
+ * the command is over with the exit code args->status, and a message was
+ * printed if that is one of failure.
+ */
+extern int tool_parse (struct tool_args *args, const struct tool_option *rows,
+                       void *request);
+
+/* What is left is to be the name of TI; a message and -1 when it is not. */
+extern int tool_one_name (struct tool_args *args, struct tool_image *ti);
+
 /* ---- options.c ---- */
 
 /* Values of long options that have no letter; a command's own begin at
@@ -106,16 +178,6 @@ enum {
   { "version", no_argument, NULL, TOOL_OPT_VERSION },                   \
   { "trace", required_argument, NULL, TOOL_OPT_TRACE },                 \
   { "object", required_argument, NULL, TOOL_OPT_OBJECT }
-
-struct tool_args {
-  int argc;
-  char **argv;
-  const char *letters;          /* as for getopt, without "h" and "V" */
-  const struct option *options; /* with TOOL_LONG_OPTIONS, ends in zeroes */
-  const char *usage;            /* what -h prints after "usage: nbdimg " */
-  int status;                   /* exit code after TOOL_STOP */
-  bool started;                 /* private to tool_getopt */
-};
 
 enum { TOOL_STOP = -2 };
 
@@ -157,14 +219,6 @@ extern void tool_print_format_options (const struct format_ops *format,
 extern void tool_print_options (const struct format_option *table,
                                 bool for_file);
 
-/* How the user named an image. */
-struct tool_image {
-  const char *name;
-  const char *format;           /* -f, or NULL */
-  bool image_opts;              /* --image-opts */
-  struct image_open_options open;
-};
-
 /* -f does not go with --image-opts; a message and -1. */
 extern int tool_check_image (const struct tool_image *ti);
 
@@ -202,12 +256,6 @@ extern int tool_cut_brackets (int argc, char **argv,
 extern void tool_free_arguments (struct tool_arguments *a);
 
 /* ---- progress.c: -p, --progress json, SIGUSR1, Ctrl-C ---- */
-
-struct tool_progress {
-  bool bar;                     /* -p */
-  bool json;                    /* --progress json */
-  bool quiet;                   /* -q: neither */
-};
 
 /* The argument of --progress; a message and -1 when it is bad. */
 extern int tool_progress_option (struct tool_progress *p, const char *text);
