@@ -26,19 +26,6 @@ static const char usage[] =
 "  -q, --quiet           print nothing but errors\n"
 "  -h, --help   -V, --version\n";
 
-static const struct option options[] = {
-  TOOL_LONG_OPTIONS,
-  { "format", required_argument, NULL, 'f' },
-  { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
-  { "base", required_argument, NULL, 'b' },
-  { "drop", no_argument, NULL, 'd' },
-  { "cache", required_argument, NULL, 't' },
-  { "rate-limit", required_argument, NULL, 'r' },
-  { "progress", required_argument, NULL, TOOL_OPT_PROGRESS },
-  { "quiet", no_argument, NULL, 'q' },
-  { NULL, 0, NULL, 0 },
-};
-
 struct request {
   struct tool_image image;
   struct tool_progress progress;
@@ -48,47 +35,21 @@ struct request {
 };
 
 static int
-set_cache (struct request *rq, const char *text)
-{
-  return tool_cache ("cache option", text, &rq->image.open.cache);
-}
-
-static int
-set_option (struct request *rq, int option)
-{
-  switch (option) {
-  case 'f': rq->image.format = optarg; return 0;
-  case 'q': rq->progress.quiet = true; return 0;
-  case 'p': rq->progress.bar = true; return 0;
-  case 'b': rq->base = optarg; rq->opts.keep = true; return 0;
-  case 'd': rq->opts.keep = true; return 0;
-  case 't': return set_cache (rq, optarg);
-  case 'r':
-    return tool_size ("rate limit", optarg, &rq->rate_limit);
-  case TOOL_OPT_IMAGE_OPTS: rq->image.image_opts = true; return 0;
-  case TOOL_OPT_PROGRESS: return tool_progress_option (&rq->progress, optarg);
-  }
-  return -1;
-}
-
-static int
 parse (struct tool_args *args, struct request *rq)
 {
-  int option;
+  const struct tool_option options[] = {
+    TOOL_IMAGE_OPTIONS (&rq->image),
+    { "base", 'b', .text = &rq->base, .flag = &rq->opts.keep },
+    { "drop", 'd', .flag = &rq->opts.keep },
+    { "cache", 't', .cache = &rq->image.open.cache, .what = "cache option" },
+    { "rate-limit", 'r', .size = &rq->rate_limit, .what = "rate limit" },
+    TOOL_PROGRESS_OPTIONS (&rq->progress),
+    TOOL_LAST_OPTION,
+  };
 
-  while ((option = tool_getopt (args)) != -1) {
-    if (option == TOOL_STOP)
-      return -1;
-    args->status = 1;
-    if (set_option (rq, option) == -1)
-      return -1;
-  }
-  if (optind + 1 != args->argc) {
-    args->status = tool_misuse ("Expecting one image file name");
+  if (tool_parse (args, options, rq) == -1
+      || tool_one_name (args, &rq->image) == -1)
     return -1;
-  }
-  args->status = 1;
-  rq->image.name = args->argv[optind];
   return tool_check_image (&rq->image);
 }
 
@@ -132,8 +93,7 @@ int
 cmd_commit (int argc, char **argv)
 {
   struct tool_args args = {
-    .argc = argc, .argv = argv, .letters = "f:b:dt:r:pq", .options = options,
-    .usage = usage,
+    .argc = argc, .argv = argv, .usage = usage, .status = 1,
   };
   struct request rq = { .base = NULL };
   struct op_ctx ctx;
