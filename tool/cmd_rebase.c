@@ -37,22 +37,6 @@ static const char usage[] =
 "  -q, --quiet           print nothing but errors\n"
 "  -h, --help   -V, --version\n";
 
-static const struct option options[] = {
-  TOOL_LONG_OPTIONS,
-  { "format", required_argument, NULL, 'f' },
-  { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
-  { "backing", required_argument, NULL, 'b' },
-  { "backing-format", required_argument, NULL, 'F' },
-  { "backing-unsafe", no_argument, NULL, 'u' },
-  { "compress", no_argument, NULL, 'c' },
-  { "cache", required_argument, NULL, 't' },
-  { "source-cache", required_argument, NULL, 'T' },
-  { "force-share", no_argument, NULL, 'U' },
-  { "progress", required_argument, NULL, TOOL_OPT_PROGRESS },
-  { "quiet", no_argument, NULL, 'q' },
-  { NULL, 0, NULL, 0 },
-};
-
 struct request {
   struct tool_image image;
   struct tool_progress progress;
@@ -60,29 +44,6 @@ struct request {
   bool unsafe, compressed, force_share;
   enum cache_mode source_cache;
 };
-
-static int
-set_option (struct request *rq, int option)
-{
-  struct image_open_options *open = &rq->image.open;
-
-  switch (option) {
-  case 'f': rq->image.format = optarg; return 0;
-  case 'b': rq->backing = optarg; return 0;
-  case 'F': rq->backing_format = optarg; return 0;
-  case 'u': rq->unsafe = true; return 0;
-  case 'c': rq->compressed = true; return 0;
-  case 'U': rq->force_share = true; return 0;
-  case 'p': rq->progress.bar = true; return 0;
-  case 'q': rq->progress.quiet = true; return 0;
-  case 't': return tool_cache ("cache option", optarg, &open->cache);
-  case 'T':
-    return tool_cache ("source cache option", optarg, &rq->source_cache);
-  case TOOL_OPT_IMAGE_OPTS: rq->image.image_opts = true; return 0;
-  case TOOL_OPT_PROGRESS: return tool_progress_option (&rq->progress, optarg);
-  }
-  return -1;
-}
 
 static int
 check_formats (const struct request *rq)
@@ -96,28 +57,36 @@ check_formats (const struct request *rq)
 }
 
 static int
+parse_options (struct tool_args *args, struct request *rq)
+{
+  struct image_open_options *open = &rq->image.open;
+  const struct tool_option options[] = {
+    TOOL_IMAGE_OPTIONS (&rq->image),
+    { "backing", 'b', .text = &rq->backing },
+    { "backing-format", 'F', .text = &rq->backing_format },
+    { "backing-unsafe", 'u', .flag = &rq->unsafe },
+    { "compress", 'c', .flag = &rq->compressed },
+    { "cache", 't', .cache = &open->cache, .what = "cache option" },
+    { "source-cache", 'T', .cache = &rq->source_cache,
+      .what = "source cache option" },
+    { "force-share", 'U', .flag = &rq->force_share },
+    TOOL_PROGRESS_OPTIONS (&rq->progress),
+    TOOL_LAST_OPTION,
+  };
+
+  return tool_parse (args, options, rq);
+}
+
+static int
 parse (struct tool_args *args, struct request *rq)
 {
-  int option;
-
-  while ((option = tool_getopt (args)) != -1) {
-    if (option == TOOL_STOP)
-      return -1;
-    args->status = 1;
-    if (set_option (rq, option) == -1)
-      return -1;
-  }
-  if (optind + 1 != args->argc) {
-    args->status = tool_misuse ("Expecting one image file name");
+  if (parse_options (args, rq) == -1
+      || tool_one_name (args, &rq->image) == -1)
     return -1;
-  }
   if (!rq->unsafe && !rq->backing) {
-    args->status = tool_misuse ("Must specify backing file (-b) or use unsafe "
-                                "mode (-u)");
+    tool_misuse ("Must specify backing file (-b) or use unsafe mode (-u)");
     return -1;
   }
-  args->status = 1;
-  rq->image.name = args->argv[optind];
   if (rq->backing && !*rq->backing)
     rq->backing = NULL;
   return check_formats (rq);
@@ -175,8 +144,7 @@ int
 cmd_rebase (int argc, char **argv)
 {
   struct tool_args args = {
-    .argc = argc, .argv = argv, .letters = "f:b:F:uct:T:Upq",
-    .options = options, .usage = usage,
+    .argc = argc, .argv = argv, .usage = usage, .status = 1,
   };
   struct request rq = { .unsafe = false };
   struct image *im, *backing;
