@@ -26,23 +26,11 @@ static const char usage[] =
 "  -q, --quiet           print nothing but errors and the list\n"
 "  -h, --help   -V, --version\n";
 
-static const struct option options[] = {
-  TOOL_LONG_OPTIONS,
-  { "list", no_argument, NULL, 'l' },
-  { "create", required_argument, NULL, 'c' },
-  { "apply", required_argument, NULL, 'a' },
-  { "delete", required_argument, NULL, 'd' },
-  { "format", required_argument, NULL, 'f' },
-  { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
-  { "force-share", no_argument, NULL, 'U' },
-  { "quiet", no_argument, NULL, 'q' },
-  { NULL, 0, NULL, 0 },
-};
-
 struct request {
   struct tool_image image;
   struct snapshot_opts opts;
   int action;                   /* its letter, 0 = none was given */
+  bool quiet;                   /* there is nothing to leave out */
 };
 
 static int
@@ -53,42 +41,60 @@ set_action (struct request *rq, int letter)
     return -1;
   }
   rq->action = letter;
-  rq->opts.name = optarg;
-  rq->opts.verb = letter == 'c' ? SNAPSHOT_CREATE
-    : letter == 'a' ? SNAPSHOT_APPLY : SNAPSHOT_DELETE;
   return 0;
 }
 
 static int
-set_option (struct request *rq, int option)
+set_list (void *rq, const char *none)
 {
-  switch (option) {
-  case 'l': case 'c': case 'a': case 'd': return set_action (rq, option);
-  case 'f': rq->image.format = optarg; return 0;
-  case 'U': rq->image.open.force_share = true; return 0;
-  case 'q': return 0;           /* there is nothing to leave out */
-  case TOOL_OPT_IMAGE_OPTS: rq->image.image_opts = true; return 0;
-  }
-  return -1;
+  (void) none;
+  return set_action (rq, 'l');
+}
+
+static int
+set_verb (struct request *rq, int letter, enum snapshot_verb verb,
+          const char *name)
+{
+  rq->opts.verb = verb;
+  rq->opts.name = name;
+  return set_action (rq, letter);
+}
+
+static int
+set_create (void *rq, const char *name)
+{
+  return set_verb (rq, 'c', SNAPSHOT_CREATE, name);
+}
+
+static int
+set_apply (void *rq, const char *name)
+{
+  return set_verb (rq, 'a', SNAPSHOT_APPLY, name);
+}
+
+static int
+set_delete (void *rq, const char *name)
+{
+  return set_verb (rq, 'd', SNAPSHOT_DELETE, name);
 }
 
 static int
 parse (struct tool_args *args, struct request *rq)
 {
-  int option;
+  const struct tool_option options[] = {
+    { "list", 'l', .set = set_list, .value = "" },
+    { "create", 'c', .set = set_create },
+    { "apply", 'a', .set = set_apply },
+    { "delete", 'd', .set = set_delete },
+    TOOL_IMAGE_OPTIONS (&rq->image),
+    { "force-share", 'U', .flag = &rq->image.open.force_share },
+    { "quiet", 'q', .flag = &rq->quiet },
+    TOOL_LAST_OPTION,
+  };
 
-  while ((option = tool_getopt (args)) != -1) {
-    if (option == TOOL_STOP)
-      return -1;
-    args->status = 1;
-    if (set_option (rq, option) == -1)
-      return -1;
-  }
-  if (optind + 1 != args->argc) {
-    args->status = tool_misuse ("Expecting one image file name");
+  if (tool_parse (args, options, rq) == -1
+      || tool_one_name (args, &rq->image) == -1)
     return -1;
-  }
-  rq->image.name = args->argv[optind];
   return tool_check_image (&rq->image);
 }
 
@@ -146,8 +152,7 @@ int
 cmd_snapshot (int argc, char **argv)
 {
   struct tool_args args = {
-    .argc = argc, .argv = argv, .letters = "la:c:d:f:Uq", .options = options,
-    .usage = usage,
+    .argc = argc, .argv = argv, .usage = usage, .status = 1,
   };
   struct request rq = { .action = 0 };
   struct image *im;
