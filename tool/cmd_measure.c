@@ -32,19 +32,6 @@ static const char usage[] =
 "  -U, --force-share     also while another program writes to filename\n"
 "  -h, --help   -V, --version\n";
 
-static const struct option options[] = {
-  TOOL_LONG_OPTIONS,
-  { "format", required_argument, NULL, 'f' },
-  { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
-  { "snapshot", required_argument, NULL, 'l' },
-  { "target-format", required_argument, NULL, 'O' },
-  { "target-format-options", required_argument, NULL, 'o' },
-  { "size", required_argument, NULL, 's' },
-  { "output", required_argument, NULL, TOOL_OPT_OUTPUT },
-  { "force-share", no_argument, NULL, 'U' },
-  { NULL, 0, NULL, 0 },
-};
-
 struct request {
   struct tool_image source;
   const char *snapshot;         /* -l, or NULL */
@@ -52,24 +39,6 @@ struct request {
   struct measure_opts opts;
   bool has_size, json;
 };
-
-static int
-set_option (struct request *rq, int option)
-{
-  switch (option) {
-  case 'f': rq->source.format = optarg; return 0;
-  case 'l': rq->snapshot = optarg; return 0;
-  case 'O': rq->opts.format = optarg; return 0;
-  case 'o': return tool_add_options (&rq->options, optarg);
-  case 'U': rq->source.open.force_share = true; return 0;
-  case TOOL_OPT_IMAGE_OPTS: rq->source.image_opts = true; return 0;
-  case TOOL_OPT_OUTPUT: return tool_output (optarg, &rq->json);
-  case 's':
-    rq->has_size = true;
-    return tool_size ("image size", optarg, &rq->opts.size);
-  }
-  return -1;
-}
 
 static int
 check_names (const struct request *rq, int nr_names)
@@ -92,20 +61,24 @@ check_names (const struct request *rq, int nr_names)
 static int
 parse (struct tool_args *args, struct request *rq)
 {
-  int option;
+  const struct tool_option options[] = {
+    TOOL_IMAGE_OPTIONS (&rq->source),
+    { "snapshot", 'l', .text = &rq->snapshot },
+    { "target-format", 'O', .text = &rq->opts.format },
+    { "target-format-options", 'o', .list = &rq->options },
+    { "size", 's', .size = &rq->opts.size, .what = "image size",
+      .flag = &rq->has_size },
+    { "output", .json = &rq->json },
+    { "force-share", 'U', .flag = &rq->source.open.force_share },
+    TOOL_LAST_OPTION,
+  };
 
-  while ((option = tool_getopt (args)) != -1) {
-    if (option == TOOL_STOP)
-      return -1;
-    args->status = 1;
-    if (set_option (rq, option) == -1)
-      return -1;
-  }
-  args->status = 1;
-  if (optind < args->argc)
-    rq->source.name = args->argv[optind];
+  if (tool_parse (args, options, rq) == -1)
+    return -1;
+  if (args->nr_names)
+    rq->source.name = args->names[0];
   rq->opts.options = rq->options;
-  return check_names (rq, args->argc - optind);
+  return check_names (rq, args->nr_names);
 }
 
 static int
@@ -171,8 +144,7 @@ int
 cmd_measure (int argc, char **argv)
 {
   struct tool_args args = {
-    .argc = argc, .argv = argv, .letters = "f:l:O:o:s:U", .options = options,
-    .usage = usage,
+    .argc = argc, .argv = argv, .usage = usage, .status = 1,
   };
   struct request rq = { .has_size = false };
   int status = parse (&args, &rq) == 0 ? run (&rq) : args.status;
