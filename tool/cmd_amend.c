@@ -28,43 +28,12 @@ static const char usage[] =
 "  -q, --quiet           print nothing but errors\n"
 "  -h, --help   -V, --version\n";
 
-enum { OPT_FORCE = TOOL_OPT_OWN };
-
-static const struct option options[] = {
-  TOOL_LONG_OPTIONS,
-  { "options", required_argument, NULL, 'o' },
-  { "format", required_argument, NULL, 'f' },
-  { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
-  { "force", no_argument, NULL, OPT_FORCE },
-  { "cache", required_argument, NULL, 't' },
-  { "progress", required_argument, NULL, TOOL_OPT_PROGRESS },
-  { "quiet", no_argument, NULL, 'q' },
-  { NULL, 0, NULL, 0 },
-};
-
 struct request {
   struct tool_image image;
   struct tool_progress progress;
   char *options;                /* owned; -o */
   bool force;
 };
-
-static int
-set_option (struct request *rq, int option)
-{
-  switch (option) {
-  case 'o': return tool_add_options (&rq->options, optarg);
-  case 'f': rq->image.format = optarg; return 0;
-  case 'q': rq->progress.quiet = true; return 0;
-  case 'p': rq->progress.bar = true; return 0;
-  case 't':
-    return tool_cache ("cache option", optarg, &rq->image.open.cache);
-  case OPT_FORCE: rq->force = true; return 0;
-  case TOOL_OPT_IMAGE_OPTS: rq->image.image_opts = true; return 0;
-  case TOOL_OPT_PROGRESS: return tool_progress_option (&rq->progress, optarg);
-  }
-  return -1;
-}
 
 /* ---- -o help ---- */
 
@@ -110,24 +79,31 @@ print_help (const struct request *rq)
 /* ---- */
 
 static int
+parse_options (struct tool_args *args, struct request *rq)
+{
+  const struct tool_option options[] = {
+    { "options", 'o', .list = &rq->options },
+    TOOL_IMAGE_OPTIONS (&rq->image),
+    { "force", .flag = &rq->force },
+    { "cache", 't', .cache = &rq->image.open.cache, .what = "cache option" },
+    TOOL_PROGRESS_OPTIONS (&rq->progress),
+    TOOL_LAST_OPTION,
+  };
+
+  return tool_parse (args, options, rq);
+}
+
+static int
 parse (struct tool_args *args, struct request *rq)
 {
-  int option;
-
-  while ((option = tool_getopt (args)) != -1) {
-    if (option == TOOL_STOP)
-      return -1;
-    args->status = 1;
-    if (set_option (rq, option) == -1)
-      return -1;
-  }
-  args->status = 1;
+  if (parse_options (args, rq) == -1)
+    return -1;
   if (!rq->options) {
     tool_misuse ("Must specify options (-o)");
     return -1;
   }
-  if (optind + 1 == args->argc)
-    rq->image.name = args->argv[optind];
+  if (args->nr_names == 1)
+    rq->image.name = args->names[0];
   if (tool_options_want_help (rq->options)) {
     args->status = print_help (rq);
     return -1;
@@ -182,8 +158,7 @@ int
 cmd_amend (int argc, char **argv)
 {
   struct tool_args args = {
-    .argc = argc, .argv = argv, .letters = "o:f:t:pq", .options = options,
-    .usage = usage,
+    .argc = argc, .argv = argv, .usage = usage, .status = 1,
   };
   struct request rq = { .options = NULL };
   int status;
