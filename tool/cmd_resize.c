@@ -26,18 +26,6 @@ static const char usage[] =
 "\n"
 "A size is a number of bytes, or one with the suffix k, M, G, T, P or E.\n";
 
-enum { OPT_SHRINK = TOOL_OPT_OWN, OPT_PREALLOCATION };
-
-static const struct option options[] = {
-  TOOL_LONG_OPTIONS,
-  { "shrink", no_argument, NULL, OPT_SHRINK },
-  { "preallocation", required_argument, NULL, OPT_PREALLOCATION },
-  { "format", required_argument, NULL, 'f' },
-  { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
-  { "quiet", no_argument, NULL, 'q' },
-  { NULL, 0, NULL, 0 },
-};
-
 struct request {
   struct tool_image image;
   struct resize_opts opts;
@@ -45,8 +33,9 @@ struct request {
 };
 
 static int
-set_preallocation (struct request *rq, const char *text)
+set_preallocation (void *opaque, const char *text)
 {
+  struct request *rq = opaque;
   int mode = preallocation_parse (text);
 
   if (mode == -1) {
@@ -55,19 +44,6 @@ set_preallocation (struct request *rq, const char *text)
   }
   rq->opts.preallocation = (enum preallocation) mode;
   return 0;
-}
-
-static int
-set_option (struct request *rq, int option)
-{
-  switch (option) {
-  case 'f': rq->image.format = optarg; return 0;
-  case 'q': rq->quiet = true; return 0;
-  case OPT_SHRINK: rq->opts.shrink = true; return 0;
-  case OPT_PREALLOCATION: return set_preallocation (rq, optarg);
-  case TOOL_OPT_IMAGE_OPTS: rq->image.image_opts = true; return 0;
-  }
-  return -1;
 }
 
 static int
@@ -106,28 +82,35 @@ take_size (struct tool_args *args)
 }
 
 static int
+parse_options (struct tool_args *args, struct request *rq)
+{
+  const struct tool_option options[] = {
+    { "shrink", .flag = &rq->opts.shrink },
+    { "preallocation", .set = set_preallocation },
+    TOOL_IMAGE_OPTIONS (&rq->image),
+    { "quiet", 'q', .flag = &rq->quiet },
+    TOOL_LAST_OPTION,
+  };
+
+  return tool_parse (args, options, rq);
+}
+
+static int
 parse (struct tool_args *args, struct request *rq)
 {
   const char *size = take_size (args);
-  int option;
 
-  while ((option = tool_getopt (args)) != -1) {
-    if (option == TOOL_STOP)
-      return -1;
-    args->status = 1;
-    if (set_option (rq, option) == -1)
-      return -1;
-  }
-  args->status = 1;
+  if (parse_options (args, rq) == -1)
+    return -1;
   if (!size) {
     tool_misuse ("Not enough arguments");
     return -1;
   }
-  if (optind + 1 != args->argc) {
+  if (args->nr_names != 1) {
     tool_misuse ("Expecting image file name and size");
     return -1;
   }
-  rq->image.name = args->argv[optind];
+  rq->image.name = args->names[0];
   if (parse_new_size (rq, size) == -1)
     return -1;
   return tool_check_image (&rq->image);
@@ -154,8 +137,7 @@ int
 cmd_resize (int argc, char **argv)
 {
   struct tool_args args = {
-    .argc = argc, .argv = argv, .letters = "f:q", .options = options,
-    .usage = usage,
+    .argc = argc, .argv = argv, .usage = usage, .status = 1,
   };
   struct request rq = { .quiet = false };
   struct image *im;
