@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "tool/tool.h"
 
@@ -36,27 +37,6 @@ static const char usage[] =
 "      --image-opts      filename is key=value,...\n"
 "  -h, --help   -V, --version\n";
 
-enum {
-  OPT_ADD = TOOL_OPT_OWN, OPT_REMOVE, OPT_CLEAR, OPT_ENABLE, OPT_DISABLE,
-  OPT_MERGE,
-};
-
-static const struct option options[] = {
-  TOOL_LONG_OPTIONS,
-  { "add", no_argument, NULL, OPT_ADD },
-  { "remove", no_argument, NULL, OPT_REMOVE },
-  { "clear", no_argument, NULL, OPT_CLEAR },
-  { "enable", no_argument, NULL, OPT_ENABLE },
-  { "disable", no_argument, NULL, OPT_DISABLE },
-  { "merge", required_argument, NULL, OPT_MERGE },
-  { "source-file", required_argument, NULL, 'b' },
-  { "source-format", required_argument, NULL, 'F' },
-  { "granularity", required_argument, NULL, 'g' },
-  { "format", required_argument, NULL, 'f' },
-  { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
-  { NULL, 0, NULL, 0 },
-};
-
 struct request {
   struct tool_image image, source;
   struct bitmap_opts opts;
@@ -64,36 +44,38 @@ struct request {
   bool adds, merges, has_granularity;
 };
 
-static int
-add_action (struct request *rq, enum format_bitmap_verb verb)
+/* The words of the command line, and of its messages. */
+static const char *const verbs[] = {
+  [BITMAP_ADD] = "add", [BITMAP_REMOVE] = "remove", [BITMAP_CLEAR] = "clear",
+  [BITMAP_ENABLE] = "enable", [BITMAP_DISABLE] = "disable",
+  [BITMAP_SET] = "merge",
+};
+
+static void
+add_action (struct request *rq, enum format_bitmap_verb verb,
+            const char *source)
 {
   rq->actions[rq->opts.nr_actions++] = (struct bitmap_action) {
-    .verb = verb, .merge = verb == BITMAP_SET ? optarg : NULL,
+    .verb = verb, .merge = source,
   };
-  rq->adds |= verb == BITMAP_ADD;
-  rq->merges |= verb == BITMAP_SET;
+}
+
+static int
+set_verb (void *opaque, const char *word)
+{
+  enum format_bitmap_verb verb = 0;
+
+  while (strcmp (verbs[verb], word) != 0)
+    verb++;
+  add_action (opaque, verb, NULL);
   return 0;
 }
 
 static int
-set_option (struct request *rq, int option)
+set_merge (void *opaque, const char *source)
 {
-  switch (option) {
-  case OPT_ADD: return add_action (rq, BITMAP_ADD);
-  case OPT_REMOVE: return add_action (rq, BITMAP_REMOVE);
-  case OPT_CLEAR: return add_action (rq, BITMAP_CLEAR);
-  case OPT_ENABLE: return add_action (rq, BITMAP_ENABLE);
-  case OPT_DISABLE: return add_action (rq, BITMAP_DISABLE);
-  case OPT_MERGE: return add_action (rq, BITMAP_SET);
-  case 'b': rq->source.name = optarg; return 0;
-  case 'F': rq->source.format = optarg; return 0;
-  case 'f': rq->image.format = optarg; return 0;
-  case 'g':
-    rq->has_granularity = true;
-    return tool_size ("granularity", optarg, &rq->opts.granularity);
-  case TOOL_OPT_IMAGE_OPTS: rq->image.image_opts = true; return 0;
-  }
-  return -1;
+  add_action (opaque, BITMAP_SET, source);
+  return 0;
 }
 
 /* Why these options cannot go together, or NULL. */
@@ -112,47 +94,47 @@ conflict (const struct request *rq, int nr_names)
 }
 
 static int
+parse_options (struct tool_args *args, struct request *rq)
+{
+  const struct tool_option options[] = {
+    { "add", .set = set_verb, .value = "add", .flag = &rq->adds },
+    { "remove", .set = set_verb, .value = "remove" },
+    { "clear", .set = set_verb, .value = "clear" },
+    { "enable", .set = set_verb, .value = "enable" },
+    { "disable", .set = set_verb, .value = "disable" },
+    { "merge", .set = set_merge, .flag = &rq->merges },
+    { "source-file", 'b', .text = &rq->source.name },
+    { "source-format", 'F', .text = &rq->source.format },
+    { "granularity", 'g', .size = &rq->opts.granularity,
+      .what = "granularity", .flag = &rq->has_granularity },
+    TOOL_IMAGE_OPTIONS (&rq->image),
+    TOOL_LAST_OPTION,
+  };
+
+  return tool_parse (args, options, rq);
+}
+
+static int
 parse (struct tool_args *args, struct request *rq)
 {
   const char *why;
-  int option;
 
-  while ((option = tool_getopt (args)) != -1) {
-    if (option == TOOL_STOP)
-      return -1;
-    args->status = 1;
-    if (set_option (rq, option) == -1)
-      return -1;
-  }
-  args->status = 1;
-  why = rq->opts.nr_actions ? conflict (rq, args->argc - optind)
+  if (parse_options (args, rq) == -1)
+    return -1;
+  why = rq->opts.nr_actions ? conflict (rq, args->nr_names)
     : "Need at least one of --add, --remove, --clear, --enable, --disable, or"
       " --merge";
   if (why) {
     tool_error ("%s", why);
     return -1;
   }
-  rq->image.name = args->argv[optind];
-  rq->opts.name = args->argv[optind + 1];
+  rq->image.name = args->names[0];
+  rq->opts.name = args->names[1];
   rq->opts.actions = rq->actions;
   return tool_check_image (&rq->image);
 }
 
 /* ---- */
-
-static const char *
-verb_name (enum format_bitmap_verb verb)
-{
-  switch (verb) {
-  case BITMAP_ADD: return "add";
-  case BITMAP_REMOVE: return "remove";
-  case BITMAP_CLEAR: return "clear";
-  case BITMAP_ENABLE: return "enable";
-  case BITMAP_DISABLE: return "disable";
-  case BITMAP_SET: return "merge";
-  }
-  return "?";
-}
 
 static int
 change (const struct request *rq, struct image *im)
@@ -164,7 +146,7 @@ change (const struct request *rq, struct image *im)
   if (op_bitmap (im, &rq->opts, &result, &ctx, &e) == 0)
     return 0;
   tool_error ("Operation %s on bitmap %s failed: %s",
-              verb_name (rq->actions[result.done].verb), rq->opts.name,
+              verbs[rq->actions[result.done].verb], rq->opts.name,
               tool_without_name (rq->image.name, &e));
   return 1;
 }
@@ -193,8 +175,7 @@ int
 cmd_bitmap (int argc, char **argv)
 {
   struct tool_args args = {
-    .argc = argc, .argv = argv, .letters = "b:F:f:g:", .options = options,
-    .usage = usage,
+    .argc = argc, .argv = argv, .usage = usage, .status = 1,
   };
   struct request rq = { .adds = false };
   struct error e = ERROR_INIT;
