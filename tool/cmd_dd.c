@@ -33,15 +33,6 @@ static const char usage[] =
 "  -U, --force-share     also while another program writes to the input\n"
 "  -h, --help   -V, --version\n";
 
-static const struct option options[] = {
-  TOOL_LONG_OPTIONS,
-  { "format", required_argument, NULL, 'f' },
-  { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
-  { "output-format", required_argument, NULL, 'O' },
-  { "force-share", no_argument, NULL, 'U' },
-  { NULL, 0, NULL, 0 },
-};
-
 struct request {
   struct convert_request convert;
   char *input;                  /* if=; borrowed */
@@ -49,18 +40,6 @@ struct request {
   uint64_t block, skip, count;  /* bytes; blocks; blocks */
   bool has_count;
 };
-
-static int
-set_option (struct request *rq, int option)
-{
-  switch (option) {
-  case 'f': rq->convert.source.format = optarg; return 0;
-  case 'O': rq->convert.format = optarg; return 0;
-  case 'U': rq->convert.source.open.force_share = true; return 0;
-  case TOOL_OPT_IMAGE_OPTS: rq->convert.source.image_opts = true; return 0;
-  }
-  return -1;
-}
 
 static int
 set_block (struct request *rq, const char *text)
@@ -109,24 +88,24 @@ set_operand (struct request *rq, char *text)
 static int
 parse (struct tool_args *args, struct request *rq)
 {
-  int option;
+  struct convert_request *c = &rq->convert;
+  const struct tool_option options[] = {
+    TOOL_IMAGE_OPTIONS (&c->source),
+    { "output-format", 'O', .text = &c->format },
+    { "force-share", 'U', .flag = &c->source.open.force_share },
+    TOOL_LAST_OPTION,
+  };
 
-  while ((option = tool_getopt (args)) != -1) {
-    if (option == TOOL_STOP)
-      return -1;
-    args->status = 1;
-    if (set_option (rq, option) == -1)
-      return -1;
-  }
-  args->status = 1;
-  for (int i = optind; i < args->argc; ++i)
-    if (set_operand (rq, args->argv[i]) == -1)
+  if (tool_parse (args, options, rq) == -1)
+    return -1;
+  for (int i = 0; i < args->nr_names; ++i)
+    if (set_operand (rq, args->names[i]) == -1)
       return -1;
   if (!rq->input || !rq->output) {
     tool_error ("Must specify both input and output files");
     return -1;
   }
-  return tool_check_image (&rq->convert.source);
+  return tool_check_image (&c->source);
 }
 
 /* The bytes of N blocks, or more than any disk has. */
@@ -162,8 +141,7 @@ int
 cmd_dd (int argc, char **argv)
 {
   struct tool_args args = {
-    .argc = argc, .argv = argv, .letters = "f:O:U", .options = options,
-    .usage = usage,
+    .argc = argc, .argv = argv, .usage = usage, .status = 1,
   };
   struct request rq = { .block = SECTOR_SIZE };
   struct op_ctx ctx;
