@@ -37,19 +37,6 @@ enum {
   EXIT_READ = 4,
 };
 
-static const struct option options[] = {
-  TOOL_LONG_OPTIONS,
-  { "a-format", required_argument, NULL, 'f' },
-  { "b-format", required_argument, NULL, 'F' },
-  { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
-  { "strict", no_argument, NULL, 's' },
-  { "cache", required_argument, NULL, 'T' },
-  { "force-share", no_argument, NULL, 'U' },
-  { "progress", required_argument, NULL, TOOL_OPT_PROGRESS },
-  { "quiet", no_argument, NULL, 'q' },
-  { NULL, 0, NULL, 0 },
-};
-
 struct request {
   struct tool_image a, b;
   struct compare_opts opts;
@@ -57,54 +44,37 @@ struct request {
 };
 
 static int
-set_cache (struct request *rq, const char *text)
+parse_options (struct tool_args *args, struct request *rq)
 {
-  struct image_open_options *o = &rq->a.open;
+  struct image_open_options *open = &rq->a.open;
+  const struct tool_option options[] = {
+    { "a-format", 'f', .text = &rq->a.format },
+    { "b-format", 'F', .text = &rq->b.format },
+    { "image-opts", .flag = &rq->a.image_opts },
+    { "strict", 's', .flag = &rq->opts.strict },
+    { "cache", 'T', .cache = &open->cache, .what = "source cache option" },
+    { "force-share", 'U', .flag = &open->force_share },
+    TOOL_PROGRESS_OPTIONS (&rq->progress),
+    TOOL_LAST_OPTION,
+  };
 
-  if (tool_cache ("source cache option", text, &o->cache) == -1)
-    return -1;
-  o->backing_cache = o->cache;
-  return 0;
-}
-
-static int
-set_option (struct request *rq, int option)
-{
-  switch (option) {
-  case 'f': rq->a.format = optarg; return 0;
-  case 'F': rq->b.format = optarg; return 0;
-  case 's': rq->opts.strict = true; return 0;
-  case 'p': rq->progress.bar = true; return 0;
-  case 'q': rq->progress.quiet = true; return 0;
-  case 'U': rq->a.open.force_share = true; return 0;
-  case 'T': return set_cache (rq, optarg);
-  case TOOL_OPT_IMAGE_OPTS: rq->a.image_opts = true; return 0;
-  case TOOL_OPT_PROGRESS: return tool_progress_option (&rq->progress, optarg);
-  }
-  return -1;
+  return tool_parse (args, options, rq);
 }
 
 static int
 parse (struct tool_args *args, struct request *rq)
 {
-  int option;
-
-  while ((option = tool_getopt (args)) != -1) {
-    if (option == TOOL_STOP)
-      return -1;
-    args->status = EXIT_OPEN;
-    if (set_option (rq, option) == -1)
-      return -1;
-  }
-  if (optind + 2 != args->argc) {
+  if (parse_options (args, rq) == -1)
+    return -1;
+  if (args->nr_names != 2) {
     args->status = tool_misuse ("Expecting two image file names");
     return -1;
   }
-  rq->a.name = args->argv[optind];
-  rq->b.name = args->argv[optind + 1];
+  rq->a.name = args->names[0];
+  rq->b.name = args->names[1];
+  rq->a.open.backing_cache = rq->a.open.cache;
   rq->b.open = rq->a.open;
   rq->b.image_opts = rq->a.image_opts;
-  args->status = EXIT_OPEN;
   return tool_check_image (&rq->a) == -1 ? -1 : tool_check_image (&rq->b);
 }
 
@@ -187,8 +157,7 @@ int
 cmd_compare (int argc, char **argv)
 {
   struct tool_args args = {
-    .argc = argc, .argv = argv, .letters = "f:F:T:pqsU", .options = options,
-    .usage = usage,
+    .argc = argc, .argv = argv, .usage = usage, .status = EXIT_OPEN,
   };
   struct request rq = { .opts = { .strict = false } };
   struct op_ctx ctx;
