@@ -28,37 +28,11 @@ static const char usage[] =
 "The size is in bytes, or has a suffix k, M, G, T, P or E; without one it is\n"
 "that of the backing file.\n";
 
-static const struct option options[] = {
-  TOOL_LONG_OPTIONS,
-  { "format", required_argument, NULL, 'f' },
-  { "options", required_argument, NULL, 'o' },
-  { "backing", required_argument, NULL, 'b' },
-  { "backing-format", required_argument, NULL, 'F' },
-  { "backing-unsafe", no_argument, NULL, 'u' },
-  { "quiet", no_argument, NULL, 'q' },
-  { NULL, 0, NULL, 0 },
-};
-
 struct request {
   struct create_opts opts;
   char *options;                /* all -o joined; owned */
   bool quiet;
 };
-
-static int
-set_option (struct request *rq, int option)
-{
-  switch (option) {
-  case 'f': rq->opts.format = optarg; return 0;
-  case 'b': rq->opts.backing_file = optarg; return 0;
-  case 'F':
-  case 'B': rq->opts.backing_format = optarg; return 0;
-  case 'u': rq->opts.no_open_backing = true; return 0;
-  case 'q': rq->quiet = true; return 0;
-  case 'o': return tool_add_options (&rq->options, optarg);
-  }
-  return -1;
-}
 
 /* -o help; a message when the format is unknown. */
 static int
@@ -77,40 +51,44 @@ answer_help (const struct request *rq, bool for_file)
 static int
 parse_names (struct tool_args *args, struct request *rq)
 {
-  int nr = args->argc - optind;
-  char **names = args->argv + optind;
+  char **names = args->names;
 
-  if (nr < 1) {
-    args->status = tool_misuse ("Expecting image file name");
+  if (args->nr_names < 1) {
+    tool_misuse ("Expecting image file name");
     return -1;
   }
-  if (nr > 2) {
-    args->status = tool_misuse ("Unexpected argument: %s", names[2]);
+  if (args->nr_names > 2) {
+    tool_misuse ("Unexpected argument: %s", names[2]);
     return -1;
   }
   rq->opts.name = names[0];
-  rq->opts.has_size = nr == 2;
-  return nr == 2 ? tool_size ("image size", names[1], &rq->opts.size) : 0;
+  rq->opts.has_size = args->nr_names == 2;
+  return rq->opts.has_size
+    ? tool_size ("image size", names[1], &rq->opts.size) : 0;
 }
 
 static int
 parse (struct tool_args *args, struct request *rq)
 {
-  int option;
+  struct create_opts *opts = &rq->opts;
+  const struct tool_option options[] = {
+    { "format", 'f', .text = &opts->format },
+    { "options", 'o', .list = &rq->options },
+    { "backing", 'b', .text = &opts->backing_file },
+    { "backing-format", 'F', .text = &opts->backing_format },
+    { NULL, 'B', .text = &opts->backing_format },
+    { "backing-unsafe", 'u', .flag = &opts->no_open_backing },
+    { "quiet", 'q', .flag = &rq->quiet },
+    TOOL_LAST_OPTION,
+  };
 
-  while ((option = tool_getopt (args)) != -1) {
-    if (option == TOOL_STOP)
-      return -1;
-    args->status = 1;
-    if (set_option (rq, option) == -1)
-      return -1;
-  }
+  if (tool_parse (args, options, rq) == -1)
+    return -1;
   if (rq->options && tool_options_want_help (rq->options)) {
-    args->status = answer_help (rq, optind < args->argc);
+    args->status = answer_help (rq, args->nr_names > 0);
     return -1;
   }
-  args->status = 1;
-  rq->opts.options = rq->options;
+  opts->options = rq->options;
   return parse_names (args, rq);
 }
 
@@ -153,8 +131,7 @@ int
 cmd_create (int argc, char **argv)
 {
   struct tool_args args = {
-    .argc = argc, .argv = argv, .letters = "f:o:b:F:B:uq",
-    .options = options, .usage = usage,
+    .argc = argc, .argv = argv, .usage = usage, .status = 1,
   };
   struct request rq = { .options = NULL };
   int status = parse (&args, &rq) == 0 ? create (&rq) : args.status;
