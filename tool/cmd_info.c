@@ -19,43 +19,25 @@ static const char usage[] =
 "  -T in front of the command, or --trace=PATTERN: debug messages\n"
 "  -h, --help   -V, --version\n";
 
-enum { OPT_BACKING_CHAIN = TOOL_OPT_OWN };
-
-static const struct option options[] = {
-  TOOL_LONG_OPTIONS,
-  { "format", required_argument, NULL, 'f' },
-  { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
-  { "output", required_argument, NULL, TOOL_OPT_OUTPUT },
-  { "backing-chain", no_argument, NULL, OPT_BACKING_CHAIN },
-  { "force-share", no_argument, NULL, 'U' },
-  { NULL, 0, NULL, 0 },
-};
-
 static int
 parse (struct tool_args *args, struct info_opts *opts, bool *json)
 {
-  int option;
+  struct tool_image ti = { .name = NULL };
+  const struct tool_option options[] = {
+    TOOL_IMAGE_OPTIONS (&ti),
+    { "output", .json = json },
+    { "backing-chain", .flag = &opts->backing_chain },
+    { "force-share", 'U', .flag = &opts->force_share },
+    TOOL_LAST_OPTION,
+  };
 
-  while ((option = tool_getopt (args)) != -1) {
-    switch (option) {
-    case TOOL_STOP: return -1;
-    case 'f': opts->format = optarg; break;
-    case 'U': opts->force_share = true; break;
-    case OPT_BACKING_CHAIN: opts->backing_chain = true; break;
-    case TOOL_OPT_IMAGE_OPTS: opts->image_opts = true; break;
-    case TOOL_OPT_OUTPUT:
-      args->status = 1;
-      if (tool_output (optarg, json) == -1)
-        return -1;
-      break;
-    }
-  }
-  if (optind + 1 == args->argc) {
-    opts->name = args->argv[optind];
-    return 0;
-  }
-  args->status = tool_misuse ("Expecting one image file name");
-  return -1;
+  if (tool_parse (args, options, opts) == -1
+      || tool_one_name (args, &ti) == -1)
+    return -1;
+  opts->name = ti.name;
+  opts->format = ti.format;
+  opts->image_opts = ti.image_opts;
+  return tool_check_image (&ti);
 }
 
 static void
@@ -73,8 +55,7 @@ int
 cmd_info (int argc, char **argv)
 {
   struct tool_args args = {
-    .argc = argc, .argv = argv, .letters = "f:U", .options = options,
-    .usage = usage,
+    .argc = argc, .argv = argv, .usage = usage, .status = 1,
   };
   struct op_ctx ctx = { .cancel = tool_catch_signals (NULL) };
   struct info_opts opts = { .name = NULL };
@@ -84,9 +65,6 @@ cmd_info (int argc, char **argv)
 
   if (parse (&args, &opts, &json) == -1)
     return args.status;
-  if (tool_check_image (&(struct tool_image) {
-        .format = opts.format, .image_opts = opts.image_opts }) == -1)
-    return 1;
   if (op_info (&opts, &info, &ctx, &e) == -1)
     return tool_cannot_open (opts.name, &e);
   print (info, &opts, json);
