@@ -28,50 +28,22 @@ static const char usage[] =
 "  -T in front of the command, or --trace=PATTERN: debug messages\n"
 "  -h, --help   -V, --version\n";
 
-static const struct option options[] = {
-  TOOL_LONG_OPTIONS,
-  { "format", required_argument, NULL, 'f' },
-  { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
-  { "start-offset", required_argument, NULL, 's' },
-  { "max-length", required_argument, NULL, 'l' },
-  { "output", required_argument, NULL, TOOL_OPT_OUTPUT },
-  { "force-share", no_argument, NULL, 'U' },
-  { NULL, 0, NULL, 0 },
-};
-
-static int
-set_option (struct tool_image *ti, struct map_opts *opts, bool *json,
-            int option)
-{
-  switch (option) {
-  case 'f': ti->format = optarg; return 0;
-  case 'U': ti->open.force_share = true; return 0;
-  case TOOL_OPT_IMAGE_OPTS: ti->image_opts = true; return 0;
-  case 's': return tool_size ("start offset", optarg, &opts->start);
-  case 'l': return tool_size ("max length", optarg, &opts->length);
-  case TOOL_OPT_OUTPUT: return tool_output (optarg, json);
-  }
-  return -1;
-}
-
 static int
 parse (struct tool_args *args, struct tool_image *ti, struct map_opts *opts,
        bool *json)
 {
-  int option;
+  const struct tool_option options[] = {
+    TOOL_IMAGE_OPTIONS (ti),
+    { "start-offset", 's', .size = &opts->start, .what = "start offset" },
+    { "max-length", 'l', .size = &opts->length, .what = "max length" },
+    { "output", .json = json },
+    { "force-share", 'U', .flag = &ti->open.force_share },
+    TOOL_LAST_OPTION,
+  };
 
-  while ((option = tool_getopt (args)) != -1) {
-    if (option == TOOL_STOP)
-      return -1;
-    args->status = 1;
-    if (set_option (ti, opts, json, option) == -1)
-      return -1;
-  }
-  if (optind + 1 != args->argc) {
-    args->status = tool_misuse ("Expecting one image file name");
+  if (tool_parse (args, options, NULL) == -1
+      || tool_one_name (args, ti) == -1)
     return -1;
-  }
-  ti->name = args->argv[optind];
   return tool_check_image (ti);
 }
 
@@ -173,8 +145,7 @@ int
 cmd_map (int argc, char **argv)
 {
   struct tool_args args = {
-    .argc = argc, .argv = argv, .letters = "f:s:l:U", .options = options,
-    .usage = usage,
+    .argc = argc, .argv = argv, .usage = usage, .status = 1,
   };
   struct op_ctx ctx = { .cancel = tool_catch_signals (NULL) };
   struct tool_image ti = { .name = NULL };
