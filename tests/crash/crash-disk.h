@@ -53,17 +53,20 @@ struct eval {
   struct disk ground[NR_OBJECTS], state[NR_OBJECTS];
   size_t *ground_done;          /* per event: is it in the ground? */
   bool commits;                 /* object 1 is the base */
-  struct storage *base_st;
-  struct image *base;           /* NULL = none, or it is object 1 */
+  struct storage *base_st, *other_st;
+  struct image *base, *other;   /* NULL = none, or it is object 1 */
   struct version *versions;     /* [0] = at first */
   size_t nr_versions;
   const struct version *now;    /* of the state that is judged */
+  struct marks_found marks;     /* of the state that is judged */
+  uint8_t *guest;               /* owned; what it reads.  NULL = it cannot */
   bool damaged;                 /* the first image, up to the repair */
   bool flags;                   /* version 2: some do not fit (is_tolerated) */
   uint64_t rnd;
   uint64_t max_states;
   unsigned all_subsets, randoms, qemu_permille, write_percent;
   bool verbose;
+  bool all_in_use;              /* a bitmap may be in use, enabled or not */
   uint64_t *seen;               /* hash set */
   size_t nr_seen;
   /* results */

@@ -5,9 +5,11 @@
  * crash.h for the files.
  *
  *   crash-eval [-f FORMAT] [-m MAX] [-a ALL] [-r RANDOM] [-q PERMILLE]
- *              [-w PERCENT] [-s SEED] [-b] [-v] DIR
+ *              [-w PERCENT] [-s SEED] [-b] [-u] [-v] DIR
  *
  * -b: the workload has commits, so the second object of the log is the base.
+ * -u: any bitmap may be in use after a crash (QEMU marks those that are not
+ * enabled too).
  *
  * A crash at time T leaves all writes that a flush covers which had ended by T
  * (the ground), and any of those that were submitted by T (floating): all of
@@ -19,10 +21,11 @@
  *
  *   it opens; check finds no corruption (leaks are allowed, or the dirty bit,
  *   which check -r would deal with, or what a repair had to deal with that has
- *   not ended); size, snapshots and backing file are those after one operation,
- *   or, while another one was under way, after that; every guest sector has a
- *   value that was written and not followed by a durable one; each snapshot
- *   reads as before;
+ *   not ended); size, snapshots, backing file, features and bitmaps are those
+ *   after one operation, or, while another one was under way, after that; every
+ *   guest sector has a value that was written and not followed by a durable
+ *   one; each snapshot reads as before; a bitmap that is not in use is
+ *   complete;
  *   in PERCENT of the states a writer goes on, maybe after it went back to a
  *   snapshot, and all this holds after it; in
  *   PERMILLE of them, and wherever there was a finding, qemu-img check agrees,
@@ -30,7 +33,8 @@
  *
  * Prints one line: states, third values, lost flushes (a value older than one
  * that was flushed), errors, corrupt, structure (snapshots damaged; a size,
- * backing file or list of snapshots that may not be), qemu disagrees.  Exit
+ * backing file, list of snapshots, or bitmap that
+ * may not be), qemu disagrees.  Exit
  * status 1 if any of these but the first is not 0.
  */
 
@@ -277,21 +281,23 @@ crash_everywhere (struct eval *v)
 
 /* ---- main ---- */
 
-static void
-load_base (struct eval *v)
+static struct image *
+load_backing (const struct eval *v, const char *name, struct storage **st)
 {
   struct error e = ERROR_INIT;
   size_t size;
-  struct disk d = { .buf = load (v->dir, "base", &size) };
+  struct disk d = { .buf = load (v->dir, name, &size) };
+  struct image *im;
 
-  if (!d.buf || v->commits)
-    return;
+  if (!d.buf)
+    return NULL;
   d.size = size;
-  v->base_st = to_storage (&d, "base");
-  v->base = harness_open (v->base_st, &format_raw, NULL, NULL, false, 0, &e);
-  if (!v->base)
-    die ("the base", e.text);
+  *st = to_storage (&d, name);
+  im = harness_open (*st, &format_raw, NULL, NULL, false, 0, &e);
+  if (!im)
+    die (name, e.text);
   free (d.buf);
+  return im;
 }
 
 static void
@@ -299,7 +305,7 @@ options (struct eval *v, int argc, char **argv)
 {
   int c;
 
-  while ((c = getopt (argc, argv, "f:m:a:r:q:w:s:bv")) != -1)
+  while ((c = getopt (argc, argv, "f:m:a:r:q:w:s:buv")) != -1)
     switch (c) {
     case 'f': v->format = format_option (optarg); break;
     case 'm': v->max_states = strtoull (optarg, NULL, 0); break;
@@ -309,12 +315,13 @@ options (struct eval *v, int argc, char **argv)
     case 'w': v->write_percent = (unsigned) strtoul (optarg, NULL, 0); break;
     case 's': v->rnd = strtoull (optarg, NULL, 0) | 1; break;
     case 'b': v->commits = true; break;
+    case 'u': v->all_in_use = true; break;
     case 'v': v->verbose = true; break;
     default: exit (2);
     }
   if (optind != argc - 1)
     die ("usage", "crash-eval [-f FORMAT] [-m MAX] [-a ALL] [-r RANDOM]"
-         " [-q PERMILLE] [-w PERCENT] [-s SEED] [-b] [-v] DIR");
+         " [-q PERMILLE] [-w PERCENT] [-s SEED] [-b] [-u] [-v] DIR");
   if (v->all_subsets > 16)
     die ("usage", "more than all subsets of 16 writes are too many");
   v->dir = argv[optind];
@@ -334,7 +341,10 @@ main (int argc, char **argv)
   load_ledger (&v);
   load_disk (&v, 0, "image");
   load_disk (&v, 1, second_name (&v));
-  load_base (&v);
+  if (!v.commits) {
+    v.base = load_backing (&v, "base", &v.base_st);
+    v.other = load_backing (&v, "other", &v.other_st);
+  }
   load_versions (&v);
   v.ground_done = must_alloc (v.nr_events * sizeof v.ground_done[0]);
   v.seen = must_alloc (SEEN_SLOTS * sizeof v.seen[0]);

@@ -43,6 +43,29 @@ guest_storages (const struct eval *v, struct guest *g)
     g->second = to_storage (&v->state[1], "second");
 }
 
+/* What the image names; one that it does not open with finds that out. */
+static struct image *
+backing_of (const struct eval *v, const struct guest *g)
+{
+  struct format_open_options o = { .info_only = true };
+  struct format_needs needs = { .backing = NULL };
+  struct image *found = v->commits ? g->base : v->base;
+  struct error e = ERROR_INIT;
+  struct format *f;
+
+  if (!v->other)
+    return found;
+  f = v->format->open (g->st, &o, &needs, &e);
+  if (f && !needs.backing)
+    found = NULL;
+  else if (f && is_named (needs.backing, backing_names[OTHER_BACKING]))
+    found = v->other;
+  if (f)
+    v->format->close (f, &e);
+  format_needs_free (&needs);
+  return found;
+}
+
 static bool
 guest_open (struct eval *v, struct guest *g, bool writable, uint64_t time)
 {
@@ -53,7 +76,7 @@ guest_open (struct eval *v, struct guest *g, bool writable, uint64_t time)
     if (!g->base)
       die ("the base", e.text);
   }
-  g->im = harness_open (g->st, v->format, v->commits ? g->base : v->base,
+  g->im = harness_open (g->st, v->format, backing_of (v, g),
                         v->commits ? NULL : g->second, writable, 1 << 20, &e);
   if (!g->im)
     found (v, "open", e.text, time);
@@ -218,7 +241,7 @@ check_snapshots (struct eval *v, struct image *im, const char *when,
 }
 
 /* Which version is it?  Where two are alike but for the content, the one that
- * the content fits.
+ * the content fits, and the bitmaps.
  */
 static bool
 find_version (struct eval *v, struct image *im, const uint8_t *guest,
@@ -226,17 +249,18 @@ find_version (struct eval *v, struct image *im, const uint8_t *guest,
 {
   const struct version *w = newest_version (v, time);
   struct error e = ERROR_INIT;
+  unsigned fits = 0, best = 0;
+  char text[BITMAP_TEXT];
   uint64_t where;
 
   v->now = NULL;
   for (; may_be_version (v, w, time); --w) {
-    if (same_structure (im, &w->s, &e)) {
-      if (!v->now)
-        v->now = w;
-      if (guest && check_guest (v, w, guest, time, &where)) {
-        v->now = w;
-        break;
-      }
+    fits = same_structure (v, im, &w->s, &e);
+    if (fits && guest && check_guest (v, w, guest, time, &where))
+      fits += 1U + are_honest (v, w, guest, time, text);
+    if (fits > best) {
+      v->now = w;
+      best = fits;
     }
     if (w == v->versions)
       break;
@@ -270,16 +294,17 @@ judge_reading (struct eval *v, const struct guest *g, uint64_t time,
 {
   struct error e = ERROR_INIT;
   uint8_t *guest = guest_read (g, &e);
+  char text[BITMAP_TEXT];
   bool ok = true;
 
-  if (!guest) {
+  if (!guest || find_marks (g->im->format, &v->marks, &e) == -1) {
     found (v, when, e.text, time);
     v->errors++;
     ok = false;
   }
   if (!find_version (v, g->im, guest, time)) {
-    found (v, when, "size, backing file and snapshots are neither as before"
-           " nor as after", time);
+    found (v, when, "size, backing file, snapshots, features and bitmaps are"
+           " neither as before nor as after", time);
     v->snapshots++;
     free (guest);
     return false;
@@ -294,7 +319,13 @@ judge_reading (struct eval *v, const struct guest *g, uint64_t time,
     v->snapshots++;
     ok = false;
   }
-  free (guest);
+  if (guest && ok && !are_honest (v, v->now, guest, time, text)) {
+    found (v, when, text, time);
+    v->snapshots++;
+    ok = false;
+  }
+  free (v->guest);
+  v->guest = guest;
   return ok;
 }
 
@@ -332,7 +363,7 @@ use_snapshots (struct eval *v, struct image *im, struct error *e)
   const struct structure *s = &v->now->s;
   char name[16];
 
-  if (s->nr == 0)
+  if (s->nr == 0 || s->nr_marks)
     return true;
   snprintf (name, sizeof name, "s%u",
             s->numbers[next_random (&v->rnd) % s->nr]);
@@ -363,6 +394,24 @@ failed:
   return NULL;
 }
 
+/* The bitmaps, when a writer has been there. */
+static bool
+check_marks (struct eval *v, struct image *im, const uint8_t *now,
+             const char *when, uint64_t time)
+{
+  struct error e = ERROR_INIT;
+  struct marks_found marks;
+  char text[BITMAP_TEXT] = "";
+
+  if (v->marks.nr == 0)
+    return true;
+  if (find_marks (im->format, &marks, &e) == 0
+      && are_honest_then (v, &marks, v->guest, now, text))
+    return true;
+  found (v, when, e.err ? e.text : text, time);
+  return false;
+}
+
 static void
 judge_writing (struct eval *v, uint64_t time)
 {
@@ -386,7 +435,8 @@ judge_writing (struct eval *v, uint64_t time)
   }
   else {
     v->corrupt += !check_format (v, g.im, "after a writer", time);
-    v->snapshots += !check_snapshots (v, g.im, when, time);
+    v->snapshots += !check_snapshots (v, g.im, when, time)
+      || !check_marks (v, g.im, now, when, time);
   }
   guest_free (&g);
   free (guest);
@@ -551,7 +601,8 @@ judge_what_qemu_wrote (struct eval *v, const struct plan *p, uint64_t time)
   if (!ok)
     found (v, when, "other sectors changed", time);
   else
-    ok = check_snapshots (v, g.im, when, time);
+    ok = check_snapshots (v, g.im, when, time)
+      && check_marks (v, g.im, now, when, time);
   guest_free (&g);
   free (now);
   return ok;
@@ -573,7 +624,7 @@ qemu_writes_on (struct eval *v, uint64_t time)
   guest_free (&g);
   if (!p.guest)
     return false;
-  if (v->now->s.nr == 0 || next_random (&v->rnd) % 2)
+  if (v->now->s.nr == 0 || v->marks.nr || next_random (&v->rnd) % 2)
     plan_qemu_writes (v, &p);
   else
     plan_qemu_apply (v, &p);
@@ -611,6 +662,7 @@ judge (struct eval *v, uint64_t time)
   v->states++;
   v->now = newest_version (v, time);
   v->flags = false;
+  v->marks.nr = 0;
   v->damaged = v->nr_versions > 1 && v->versions[1].letter == 'K'
     && v->versions[1].done > time;
   guest_storages (v, &g);

@@ -32,10 +32,9 @@ struct run {
   bool is_sequence;             /* number: which */
   unsigned number;
   struct structure structure;
-  struct storage *st, *base_st, *data_st;
+  struct storage *st, *base_st, *other_st, *data_st;
   struct image *im, *base;
   FILE *ledger, *versions;
-  unsigned nr_versions;
   pthread_mutex_t mutex;        /* of the ledger */
 };
 
@@ -137,12 +136,18 @@ print_version (FILE *fp, char letter, const struct structure *s)
            s->backing ? s->backing : "-", s->nr);
   for (unsigned i = 0; i < s->nr; ++i)
     fprintf (fp, " %u", s->numbers[i]);
+  fprintf (fp, " %u %u %u %u", s->version, s->refcount_order, s->lazy,
+           s->nr_marks);
+  for (unsigned i = 0; i < s->nr_marks; ++i)
+    print_mark (fp, &s->marks[i]);
   putc ('\n', fp);
 }
 
 static void
 note_version (struct run *r, char letter, uint64_t submit, uint64_t done)
 {
+  unsigned number = r->structure.index++;
+
   if (r->print) {
     printf ("version ");
     print_version (stdout, letter, &r->structure);
@@ -150,13 +155,13 @@ note_version (struct run *r, char letter, uint64_t submit, uint64_t done)
   }
   fprintf (r->versions, "%" PRIu64 " %" PRIu64 " ", submit, done);
   print_version (r->versions, letter, &r->structure);
-  write_content (r, "", r->nr_versions++);
+  write_content (r, "", number);
 }
 
 static char
 version_letter (const struct op *op)
 {
-  static const char letters[] = "SADRB";
+  static const char letters[] = "SADRBC+-0/&MOX";
 
   return letters[op->type - OP_SNAPSHOT_CREATE];
 }
@@ -193,31 +198,117 @@ do_snapshot (struct run *r, const struct op *op, struct error *e)
 }
 
 static void
-do_structural (struct run *r, const struct op *op)
+do_bitmap (struct run *r, const struct op *op, struct error *e)
 {
-  uint64_t submit = storage_record_clock (), done;
+  static const enum format_bitmap_verb verbs[] = {
+    BITMAP_ADD, BITMAP_REMOVE, BITMAP_CLEAR, BITMAP_ENABLE,
+  };
+  struct structure *s = &r->structure;
+  char name[16], source[16];
+  struct format_bitmap_edit edit = {
+    .name = name, .granularity = op->offset,
+  };
+
+  snprintf (name, sizeof name, "b%u", op->byte);
+  snprintf (source, sizeof source, "b%u", (unsigned) op->offset);
+  if (op->type == OP_BITMAP_MERGE) {
+    image_bitmap_merge (r->im, name, r->im, source, e);
+    return;
+  }
+  edit.verb = verbs[op->type - OP_BITMAP_ADD];
+  if (op->type == OP_BITMAP_TOGGLE && find_mark (s, op->byte)->enabled)
+    edit.verb = BITMAP_DISABLE;
+  image_bitmap_edit (r->im, &edit, e);
+}
+
+static void
+do_amend (struct run *r, const struct op *op, struct error *e)
+{
+  struct format_amend a = {
+    .options = harness_options (amend_options[op->byte]),
+  };
+
+  image_amend (r->im, &a, e);
+  json_decref (a.options);
+}
+
+static struct image *
+open_base (struct run *r, const char *name)
+{
+  struct error e = ERROR_INIT;
+  bool other = name && strcmp (name, backing_names[OTHER_BACKING]) == 0;
+  struct image *base;
+
+  if (!name)
+    return NULL;
+  base = harness_open (other ? r->other_st : r->base_st, &format_raw, NULL,
+                       NULL, strchr (r->structure.can, 'c'), 0, &e);
+  if (!base)
+    die (name, e.text);
+  return base;
+}
+
+static void
+do_rebase (struct run *r, const struct op *op, struct error *e)
+{
+  const char *name = op->byte == NO_BACKING ? NULL : backing_names[op->byte];
+  struct image *new = open_base (r, name);
+  struct rebase_opts o = { .name = name, .format = name ? "raw" : NULL,
+                           .backing = new };
+  struct op_ctx ctx = { .rate_limit = 0 };
+  struct error ignored = ERROR_INIT;
+  struct rebase_result result;
+
+  op_rebase (r->im, &o, &result, &ctx, e);
+  if (new)
+    harness_close (new, &ignored);
+}
+
+static void
+do_change (struct run *r, const struct op *op, struct error *e)
+{
   struct commit_opts commit = { .depth = 1 };
   struct commit_result committed;
   struct op_ctx ctx = { .rate_limit = 0 };
-  struct error e = ERROR_INIT;
 
-  if (op->type == OP_RESIZE)
-    image_resize (r->im, op->offset, &e);
-  else if (op->type == OP_SET_BACKING)
-    image_set_backing (r->im, backing_names[op->byte], "raw", &e);
-  else if (op->type == OP_COMMIT)
-    op_commit (r->im, &commit, &committed, &ctx, &e);
-  else
-    do_snapshot (r, op, &e);
-  done = storage_record_clock ();
+  switch (op->type) {
+  case OP_RESIZE: image_resize (r->im, op->offset, e); break;
+  case OP_SET_BACKING:
+    image_set_backing (r->im, backing_names[op->byte], "raw", e);
+    break;
+  case OP_COMMIT: op_commit (r->im, &commit, &committed, &ctx, e); break;
+  case OP_AMEND: do_amend (r, op, e); break;
+  case OP_REBASE: do_rebase (r, op, e); break;
+  case OP_CLOSE: break;
+  default:
+    if (begins_with_close (op->type))
+      do_bitmap (r, op, e);
+    else
+      do_snapshot (r, op, e);
+    break;
+  }
+}
+
+static void
+do_structural (struct run *r, const struct op *op)
+{
+  const struct op shut = { .type = OP_CLOSE };
+  struct error e = ERROR_INIT;
+  uint64_t submit, done;
+
+  if (begins_with_close (op->type))
+    do_structural (r, &shut);
+  submit = storage_record_clock ();
+  do_change (r, op, &e);
   if (e.err)
     die ("workload", e.text);
-  /* As image_set_backing wants it. */
-  if (op->type == OP_SET_BACKING) {
+  /* As a command does; and some leave an image that is to be closed. */
+  if (op->type > OP_COMMIT || op->type == OP_SET_BACKING)
     close_image (r);
-    open_image (r);
-  }
+  done = storage_record_clock ();
   structure_note (&r->structure, op);
+  if (!r->im)
+    open_image (r);
   if (op->type != OP_COMMIT)
     note_version (r, version_letter (op), submit, done);
 }
@@ -230,6 +321,7 @@ do_op (struct run *r, const struct op *op)
   uint64_t submit = storage_record_clock ();
   struct error e = ERROR_INIT;
 
+  structure_touch (&r->structure, op);
   switch (op->type) {
   case OP_WRITE:
   case OP_WRITE_FUA:
@@ -259,16 +351,23 @@ do_op (struct run *r, const struct op *op)
 }
 
 static void
-print_op (const struct op *op)
+print_op (struct structure *s, const struct op *op)
 {
   static const char *const names[] = {
     "write", "write-fua", "zero", "zero-unmap", "trim", "packed", "flush",
     "snapshot-create", "snapshot-apply", "snapshot-delete", "resize",
-    "set-backing", "commit",
+    "set-backing", "commit", "bitmap-add", "bitmap-remove", "bitmap-clear",
+    "bitmap-toggle", "bitmap-merge", "amend", "rebase", "close",
   };
 
-  printf ("%s %" PRIu64 " %" PRIu64 " %u\n", names[op->type], op->offset,
-          op->length, op->byte);
+  if (op->type == OP_AMEND)
+    printf ("amend:%s 0 0 0\n", amend_options[op->byte]);
+  else if (op->type == OP_BITMAP_TOGGLE)
+    printf ("bitmap-%s 0 0 %u\n", find_mark (s, op->byte)->enabled
+            ? "disable" : "enable", op->byte);
+  else
+    printf ("%s %" PRIu64 " %" PRIu64 " %u\n", names[op->type], op->offset,
+            op->length, op->byte);
 }
 
 static struct op
@@ -294,7 +393,12 @@ next_op (struct worker *w, unsigned i, uint8_t byte)
 static void
 print_step (struct run *r, const struct op *op)
 {
-  print_op (op);
+  const struct op shut = { .type = OP_CLOSE };
+
+  if (begins_with_close (op->type))
+    print_step (r, &shut);
+  print_op (&r->structure, op);
+  structure_touch (&r->structure, op);
   if (op->type > OP_FLUSH && op->type != OP_COMMIT) {
     structure_note (&r->structure, op);
     note_version (r, version_letter (op), 0, 0);
@@ -382,6 +486,7 @@ open_storages (struct run *r)
   bool commits = strchr (r->structure.can, 'c');
 
   r->base_st = load_storage (r, "base");
+  r->other_st = load_storage (r, "other");
   r->st = load_storage (r, "image");
   r->data_st = load_storage (r, "data");
   if (!r->st)
@@ -401,26 +506,48 @@ open_image (struct run *r)
 {
   struct error e = ERROR_INIT;
 
-  if (r->base_st)
-    r->base = harness_open (r->base_st, &format_raw, NULL, NULL,
-                            strchr (r->structure.can, 'c'), 0, &e);
+  r->base = open_base (r, r->structure.backing);
   r->im = harness_open (r->st, r->format, r->base, r->data_st, true, 1 << 20,
                         &e);
   if (!r->im)
     die ("open", e.text);
 }
 
+/* Bitmaps have the bits that they have, at first. */
+static void
+first_marks (struct run *r)
+{
+  struct structure *s = &r->structure;
+  struct error e = ERROR_INIT;
+  struct marks_found found;
+
+  if (find_marks (r->im->format, &found, &e) == -1)
+    die ("bitmaps", e.text);
+  for (unsigned i = 0; i < found.nr; ++i) {
+    struct mark *m = &s->marks[s->nr_marks++];
+
+    *m = found.items[i];
+    memcpy (m->may, m->must, sizeof m->may);
+    mark_begin (m, 0, s->size);
+    s->newest_mark = m->number;
+  }
+}
+
 /* What the image is like at first: line 0 of the versions. */
 static void
 first_version (struct run *r)
 {
+  uint8_t header[512];
   struct structure *s = &r->structure;
   struct format_snapshot *list = NULL;
   struct error e = ERROR_INIT;
   size_t nr = 0;
 
   s->size = image_size (r->im);
-  s->backing = r->base ? backing_names[0] : NULL;
+  if (storage_pread (r->st, header, sizeof header, 0, &e) == -1)
+    die ("header", e.text);
+  read_features (header, s);
+  first_marks (r);
   if (r->format->snapshots
       && r->format->snapshots (r->im->format, &list, &nr, &e) == -1)
     die ("snapshots", e.text);
@@ -448,7 +575,7 @@ repair_image (struct run *r)
       || r->format->check (f, &how, &result, &e) == -1
       || r->format->close (f, &e) == -1)
     die ("repair", e.text);
-  if (result.corruptions_fixed == 0)
+  if (result.corruptions_fixed + result.leaks_fixed == 0)
     die ("repair", "there was nothing to do");
   format_needs_free (&needs);
 }
@@ -465,6 +592,7 @@ run (struct run *r)
   else if (r->repair)
     repair_image (r);
   done = storage_record_clock ();
+  r->structure.backing = r->base_st ? backing_names[0] : NULL;
   open_image (r);
   first_version (r);
   if (r->repair)
@@ -473,6 +601,7 @@ run (struct run *r)
   close_image (r);
   storage_close (r->st);
   storage_close (r->base_st);
+  storage_close (r->other_st);
   storage_close (r->data_st);
   if (r->ledger && (fclose (r->ledger) != 0 || fclose (r->versions) != 0))
     die ("ledger", "cannot be written");

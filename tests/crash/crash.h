@@ -20,12 +20,14 @@
  * DIR/versions has one line for the image as it was at first, and one for each
  * operation on its structure (structure.h):
  *   submit  done  letter  size  backing  NR  NR numbers of snapshots
+ *   version  refcount_order  lazy  NR  NR bitmaps (marks.h)
  * Line K left the guest with DIR/content-K, snapshot N has DIR/content-sN.
  */
 
 #ifndef NBDIMG_CRASH_H
 #define NBDIMG_CRASH_H
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -105,12 +107,17 @@ load (const char *dir, const char *name, size_t *size)
 enum op_type { OP_WRITE, OP_WRITE_FUA, OP_ZERO, OP_ZERO_UNMAP, OP_TRIM,
                OP_PACKED, OP_FLUSH,
                OP_SNAPSHOT_CREATE, OP_SNAPSHOT_APPLY, OP_SNAPSHOT_DELETE,
-               OP_RESIZE, OP_SET_BACKING, OP_COMMIT };
+               OP_RESIZE, OP_SET_BACKING, OP_COMMIT,
+               OP_BITMAP_ADD, OP_BITMAP_REMOVE, OP_BITMAP_CLEAR,
+               OP_BITMAP_TOGGLE, OP_BITMAP_MERGE, OP_AMEND, OP_REBASE,
+               OP_CLOSE };
 
 struct op {
   enum op_type type;
-  uint64_t offset, length;      /* OP_RESIZE: offset is the new size */
-  uint8_t byte;                 /* OP_SNAPSHOT_*: the snapshot's number */
+  uint64_t offset, length;      /* OP_RESIZE: offset is the new size;
+                                   OP_BITMAP_ADD: the granularity, _MERGE: the
+                                   number of the one that is merged */
+  uint8_t byte;                 /* OP_SNAPSHOT_*, OP_BITMAP_*: the number */
 };
 
 struct structure;               /* structure.h */

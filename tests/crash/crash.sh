@@ -6,7 +6,8 @@
 # for each kind of image a random workload, and every state a crash could leave
 # of it (crash-eval.c); and short sequences of operations, up to all there are
 # of three (crash.h).  In the last kinds the structure changes meanwhile:
-# snapshots, size, backing file, commit; or the image is to be repaired first.
+# snapshots, size, backing file, commit, bitmaps, amend, rebase; or the image is
+# to be repaired first.
 # Prints a table; fails if we have a single finding.
 #
 #   CRASH_SEEDS   how many workloads for each kind (2)
@@ -25,9 +26,10 @@ step=${CRASH_STEP:-37}
 work=$(mktemp -d "${TMPDIR:-/tmp}/nbdimg-crash.XXXXXX") || exit 1
 trap 'rm -rf "$work"' EXIT
 
-# name | [FORMAT:]-o options, qcow2 by default | extras: base, data, snapshot,
-# packed, discard, threads, large, huge, can=LETTERS (structure.h), dirty (left
-# so by a killed QEMU), wrong (refcounts that check -r has to mend)
+# name | [FORMAT:]-o options, qcow2 by default | extras: base, other (a second
+# one), data, snapshot, bitmaps, packed, discard, threads, large, huge,
+# can=LETTERS (structure.h), dirty (left so by a killed QEMU), wrong (refcounts
+# that check -r has to mend), leaky (clusters that it has to free)
 kinds='
 4k            |cluster_size=4k                       |discard packed
 4k-nodiscard  |cluster_size=4k                       |packed
@@ -78,6 +80,20 @@ dirty         |cluster_size=4k,lazy_refcounts=on     |dirty discard
 dirty-snapshot|cluster_size=4k,lazy_refcounts=on     |dirty snapshot
 repair        |cluster_size=4k                       |wrong discard
 repair-64bit  |cluster_size=4k,refcount_bits=64      |wrong snapshot can=s
+repair-leaks  |cluster_size=4k                       |leaky discard
+repair-bitmaps|cluster_size=4k                       |wrong bitmaps can=t
+bitmaps       |cluster_size=4k                       |bitmaps can=t discard
+bitmaps-512   |cluster_size=512,refcount_bits=64     |bitmaps can=t base
+bitmaps-64k   |cluster_size=64k                      |bitmaps can=tr discard
+bitmaps-el2   |cluster_size=16k,extended_l2=on       |snapshot can=trsb base
+bitmaps-commit|cluster_size=4k                       |bitmaps can=tc base
+amend         |cluster_size=4k                       |can=a discard
+amend-512     |cluster_size=512                      |can=abs base snapshot
+amend-backing |cluster_size=4k                       |can=a base discard
+amend-bitmaps |cluster_size=64k                      |can=atr base
+rebase        |cluster_size=4k                       |can=o base other
+rebase-512    |compat=0.10,cluster_size=512          |can=or base other
+rebase-bitmaps|cluster_size=64k                      |can=ot base other bitmaps
 '
 
 has () { case " $extras " in *" $1 "*) return 0;; esac; return 1; }
@@ -96,6 +112,12 @@ make_image () {
     truncate -s $size "$dir/base"
     o="$o,backing_file=base,backing_fmt=raw"
   fi
+  if has other; then
+    head -c 700k /dev/zero | tr '\0' '\374' >"$dir/other"
+    dd if=/dev/zero of="$dir/other" bs=4k seek=50 count=40 conv=notrunc \
+      status=none
+    truncate -s 900k "$dir/other"
+  fi
   if has data; then
     o="$o,data_file=data"
     touch "$dir/data"
@@ -113,12 +135,20 @@ make_image () {
       bash -c 'qemu-io -c "write -q -P 251 512k 300k" -c "sigraise 9" image
         true' 2>/dev/null
     fi &&
+    if has bitmaps; then
+      qemu-img bitmap --add -g 4k image b1 &&
+      qemu-img bitmap --add -g 16k image b2 &&
+      qemu-io -f "$format" -c "write -q -P 251 200k 30k" image &&
+      qemu-img bitmap --disable image b2
+    fi &&
     if has wrong; then break_refcounts; fi &&
+    if has leaky; then leak_clusters; fi &&
     mkdir -p state &&
     if has base; then
       ln -s base "$same_base" && ln -s ../base state/base &&
       ln -s base "state/$same_base"
-    fi
+    fi &&
+    if has other; then ln -s ../other state/other; fi
   ) >/dev/null || exit 1
 }
 
@@ -130,6 +160,15 @@ break_refcounts () {
   dd if=/dev/zero of=image bs=1 seek=$((0x2000 + 8 * bytes)) \
     count=$((20 * bytes)) conv=notrunc status=none
   ! qemu-img check image >/dev/null 2>&1
+}
+
+# Clusters 200 to 202 have references, and nothing refers to them.
+leak_clusters () {
+  truncate -s 832k image
+  printf '\0\1\0\1\0\1' |
+    dd of=image bs=1 seek=$((0x2000 + 2 * 200)) conv=notrunc status=none
+  qemu-img check image >/dev/null 2>&1
+  [ $? = 3 ]
 }
 
 # letters WHO: what the kind can.  QEMU's log has no second file, so no commits.
@@ -153,7 +192,8 @@ one () {                # one WHO SEED [SEQUENCE]: a line of figures
   can=$(letters "$1")
   if [ -n "$can" ]; then args+=(-S "$can"); fi
   case $can in *c*) all+=(-b) ;; esac
-  if has wrong; then args+=(-R); fi
+  if has wrong || has leaky; then args+=(-R); fi
+  if [ "$1" = qemu ]; then all+=(-u); fi
   rm -f "$dir/log" "$dir/ledger" "$dir/versions"
   if [ "$1" = ours ]; then
     "$build/tests/crash/crash-run" "${args[@]}" "$dir" || return 2

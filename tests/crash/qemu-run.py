@@ -39,6 +39,7 @@ class Qemu:
         shutil.copy(os.path.join(folder, "image"), self.copy)
         open(self.log, "w").close()
         self.used = False
+        self.backing = "base" if os.path.exists(self.path("base")) else None
         self.process = None
 
     def options(self, with_backing=True):
@@ -51,11 +52,13 @@ class Qemu:
         if self.used:
             opts.append("file.log-append=on")
         self.used = True
-        base = os.path.join(self.folder, "base")
-        if with_backing and os.path.exists(base):
+        if with_backing and self.backing:
             opts += ["backing.driver=raw", "backing.file.driver=file",
-                     "backing.file.filename=" + base]
+                     "backing.file.filename=" + self.path(self.backing)]
         return ",".join(opts)
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
 
     def start(self):
         self.process = subprocess.Popen(
@@ -105,10 +108,9 @@ class Qemu:
         """What the guest reads, into DIR/content-NAME."""
         opts = "driver=%s,file.driver=file,file.filename=%s" % (
             self.format, self.copy)
-        base = os.path.join(self.folder, "base")
-        if os.path.exists(base):
+        if self.backing:
             opts += ",backing.driver=raw,backing.file.driver=file," \
-                "backing.file.filename=" + base
+                "backing.file.filename=" + self.path(self.backing)
         subprocess.run(["qemu-img", "convert", "--image-opts", "-O", "raw",
                         opts, os.path.join(self.folder, "content-" + name)],
                        check=True)
@@ -183,7 +185,7 @@ COMMANDS = {
 }
 
 
-BACKING_NAMES = ["base", "the-same-base-by-a-name-that-is-longer"]
+BACKING_NAMES = ["base", "the-same-base-by-a-name-that-is-longer", "other"]
 
 
 def structural(qemu, name, offset, byte):
@@ -198,6 +200,25 @@ def structural(qemu, name, offset, byte):
     elif name == "set-backing":
         qemu.img("rebase", "-q", "-u", "-b", BACKING_NAMES[int(byte)],
                  "-F", "raw", with_backing=False)
+    elif name == "rebase":
+        new = None if byte == "255" else BACKING_NAMES[int(byte)]
+        # Beside a log no relative name is taken; crash-eval knows its end.
+        qemu.img("rebase", "-q", "-b", qemu.path(new) if new else "",
+                 *(["-F", "raw"] if new else []))
+        qemu.backing = new
+    elif name.startswith("amend:"):
+        qemu.img("amend", "-q", "-o", name[6:])
+    elif name == "bitmap-add":
+        qemu.img("bitmap", "--add", "-g", offset, behind=["b" + byte],
+                 with_backing=False)
+    elif name == "bitmap-merge":
+        qemu.img("bitmap", "--merge", "b" + offset, behind=["b" + byte],
+                 with_backing=False)
+    elif name.startswith("bitmap-"):
+        qemu.img("bitmap", "--" + name[7:], behind=["b" + byte],
+                 with_backing=False)
+    elif name == "close":
+        pass
     elif name == "repair":
         qemu.img("check", "-q", "-r", "all")
     else:

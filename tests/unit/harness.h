@@ -13,6 +13,7 @@
 
 #include "formats/format.h"
 #include "image/gate.h"
+#include "image/hook.h"
 #include "image/image.h"
 #include "image/packed.h"
 #include "storage/storage.h"
@@ -92,6 +93,7 @@ harness_create_kind (struct storage *st, const char *kind, uint64_t size,
 static inline void
 harness_free (struct image *im)
 {
+  hooks_free (im);
   packed_cache_free (im->packed);
   range_locks_destroy (&im->ranges);
   gate_destroy (&im->gate);
@@ -116,6 +118,8 @@ harness_open_format (struct image *im, const struct format_ops *ops,
   r = ops->activate (im->format, im->data_file, im->backing != NULL, e);
   if (r == 0 && im->writable)
     r = ops->begin_write (im->format, e);
+  if (r == 0 && im->writable)
+    r = hook_add_format (im, e);
   if (r == -1) {
     struct error ignored = ERROR_INIT;
 
