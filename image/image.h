@@ -213,6 +213,12 @@ extern int image_share (struct image *im, uint64_t offset, uint64_t len,
                         struct storage *src, uint64_t src_offset, bool copy,
                         uint64_t *done, struct error *e);
 
+/* Copy on read: of all clusters that [offset, offset+len) touches, what comes
+ * from the backing file, or from nowhere, becomes the image's own.
+ */
+extern int image_copy_up (struct image *im, uint64_t offset, uint64_t len,
+                          struct error *e);
+
 /* All that was acknowledged before is durable, on every storage written to. */
 extern int image_flush (struct image *im, struct error *e);
 

@@ -140,11 +140,8 @@ read_mapped (struct image *im, const struct mapping *m, uint8_t *buf,
                     (int) m->kind);
 }
 
-/* The caller holds the range.  Behind the end of the disk (the tail of the
- * last cluster) there are zeroes.
- */
-static int
-read_range (struct image *im, uint8_t *buf, size_t len, uint64_t offset,
+int
+io_read (struct image *im, uint8_t *buf, size_t len, uint64_t offset,
             struct error *e)
 {
   uint64_t size = image_size (im);
@@ -176,7 +173,7 @@ image_read (struct image *im, void *buf, size_t len, uint64_t offset,
     return 0;
   gate_enter (&im->gate);
   range_lock (&im->ranges, &range, offset, len, RANGE_SHARED);
-  r = read_range (im, buf, len, offset, e);
+  r = io_read (im, buf, len, offset, e);
   range_unlock (&im->ranges, &range);
   gate_leave (&im->gate);
   return r;
@@ -252,7 +249,7 @@ copy_into (struct image *im, const struct placement *p, uint64_t from,
     return error_nomem (e, "copy on write", size);
   for (; len > 0; from += n, len -= n) {
     n = (size_t) min_u64 (len, size);
-    if (read_range (im, buf, n, from, e) == -1
+    if (io_read (im, buf, n, from, e) == -1
         || io_put (im, p->storage, buf, n, p->host + (from - p->guest), from,
                    0, e) == -1)
       return -1;
@@ -285,8 +282,8 @@ compose (const struct write_job *w, uint64_t n, uint64_t at, uint64_t len,
   uint64_t from = max_u64 (at, min_u64 (w->offset, end));
   uint64_t to = max_u64 (from, min_u64 (data_end, end));
 
-  if (read_range (w->im, buf, from - at, at, e) == -1
-      || read_range (w->im, buf + (to - at), end - to, to, e) == -1)
+  if (io_read (w->im, buf, from - at, at, e) == -1
+      || io_read (w->im, buf + (to - at), end - to, to, e) == -1)
     return -1;
   if (from == to)
     return 0;

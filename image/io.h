@@ -74,6 +74,12 @@ extern int io_put (struct image *im, enum map_storage where, const void *buf,
 extern int io_map (struct image *im, uint64_t offset, uint64_t len,
                    struct mapping *m, struct error *e);
 
+/* What the guest reads; the caller holds the range.  Behind the end of the disk
+ * (the tail of the last cluster) there are zeroes.
+ */
+extern int io_read (struct image *im, uint8_t *buf, size_t len,
+                    uint64_t offset, struct error *e);
+
 /* Does M mean zeroes, without looking into data? */
 extern bool io_reads_zero (const struct image *im, const struct mapping *m,
                            uint64_t offset);

@@ -67,9 +67,14 @@ same_bench () {
   same_bench -c 1 -s 5M a.qcow2
 }
 
-@test "-n and other engines, and a depth of 0, are refused by name; -q is quiet" {
-  expect_error 1 "not built yet" "$NBDIMG" bench -n a.qcow2
-  expect_error 1 "io_uring is not built yet" "$NBDIMG" bench -i io_uring a.qcow2
+@test "-n and other engines are taken, and say who makes the requests; -q is quiet" {
+  for o in "-n -t none" "-i io_uring" "--native --cache=directsync"; do
+    "$NBDIMG" bench -q -c 5 $o a.qcow2 2>err
+    grep 'warning: aio=.*: requests are made by threads' err
+    [[ $o == --* ]] || qemu-img bench -c 5 $o a.qcow2 >out
+  done
+  expect_error 1 "requires cache.direct=on" "$NBDIMG" bench -n -c 5 a.qcow2
+  expect_error 1 "Invalid aio option: x" "$NBDIMG" bench -i x a.qcow2
   expect_error 1 "Invalid queue depth" "$NBDIMG" bench -d 0 a.qcow2
   [ -z "$("$NBDIMG" bench -q -c 5 a.qcow2)" ]
 }

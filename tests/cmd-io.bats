@@ -346,14 +346,93 @@ END
   done <<'END'
 -b is not built yet|read -b 0 512
 -b is not built yet|write -b 0 512
-truncate -m falloc is not built yet|truncate -m falloc 8M
-reopen -o is not built yet|reopen -o bogus=1
 break is not supported|break a b
 END
-  expect_error 1 "--aio=native is not built yet" "$NBDIMG" io -i native base.qcow2
-  expect_error 1 "--aio=io_uring is not" "$NBDIMG" io --aio io_uring base.qcow2
-  expect_error 1 "--aio=native is not built yet" "$NBDIMG" io -k base.qcow2
-  expect_error 1 "--copy-on-read is not built yet" "$NBDIMG" io -C base.qcow2
+}
+
+@test "io: --aio and -k are taken, and say that threads make the requests" {
+  make_files
+  peer_lines io_words <<'END'
+-i threads -c length base.qcow2
+-i bogus -c length base.qcow2
+-c 'open -i bogus base.qcow2'
+END
+  peer_lines "io_own_status 0 0 'are made by threads'" <<'END'
+-n -i native -c length base.qcow2
+-k -t directsync -c length base.qcow2
+--native-aio -n -f raw -c length raw.img
+--aio=io_uring -c length base.qcow2
+-c 'open -n -k base.qcow2' -c length
+-c 'open -i io_uring base.qcow2' -c length
+END
+  peer_lines "io_own_status 1 1 'requires cache.direct=on'" <<'END'
+-i native -c length base.qcow2
+-k -t unsafe -c length base.qcow2
+END
+}
+
+@test "io: truncate -m reserves the space of what is added" {
+  make_files
+  peer_lines io_words <<'END'
+-c 'truncate -m off 8M' -c map base.qcow2
+-c 'truncate -m metadata 5M' -c map base.qcow2
+-c 'truncate -m falloc 5M' -c map -c 'read -P 0 4M 1M' base.qcow2
+-c 'truncate -m full 5M' -c map base.qcow2
+-c 'truncate -m bogus 5M' -c length base.qcow2
+END
+  "$NBDIMG" io -f raw -c 'truncate -m falloc 9M' files/raw.img
+  [ "$(stat -c %s files/raw.img)" = 9437184 ]
+  [ "$(stat -c %b files/raw.img)" -ge 8192 ]
+}
+
+@test "io: reopen -o changes options, one after the other" {
+  make_files
+  peer_lines io_words <<'END'
+-c 'reopen -o discard=ignore' -c 'write -P 7 0 64k' -c 'reopen -o detect-zeroes=on' -c 'read -P 7 0 64k' base.qcow2
+-c 'reopen -o driver=raw' -c length base.qcow2
+-c 'reopen -r -o read-only=off' base.qcow2
+-c 'reopen -c none -o cache.direct=off' base.qcow2
+-r -c 'reopen -o read-only=off' -c 'write 0 512' base.qcow2
+-c 'reopen -o cache.direct=on' -c 'reopen -c writeback' -c 'reopen -w' -c 'write 0 512' base.qcow2
+END
+  peer_lines "io_own 'Cannot change the option'" <<'END'
+-c 'reopen -o file.filename=x' -c length base.qcow2
+END
+  peer_lines "io_own_status 1 1 \"option 'bogus'\"" <<'END'
+-c 'reopen -o bogus=1' -c length base.qcow2
+END
+  expect_error 1 "open it with -f raw" "$NBDIMG" io \
+    -c 'reopen -o discard=ignore' files/raw.img
+  # an option that failed is forgotten, one that did not is kept
+  "$NBDIMG" io -f raw -c 'write -q -P 5 0 1M' -c 'reopen -o discard=ignore' \
+    -c 'reopen -o bogus=1' -c 'reopen -c unsafe' -c 'discard -q 0 1M' \
+    -c 'read -q -P 5 0 1M' files/raw.img >out || :
+  [ ! -s out ]
+}
+
+@test "io: copy on read keeps what came from the backing file" {
+  qemu-img create -q -f raw b.raw 1M
+  qemu-io -f raw -c 'write -q -P 7 64k 100k' b.raw
+  mkdir files
+  for o in "" cluster_size=4k extended_l2=on; do
+    qemu-img create -q -f qcow2 ${o:+-o $o} -b ../b.raw -F raw files/o 1500k
+    peer_lines io_words <<'END'
+-C -c 'read 0 1k' -c 'read -P 7 70k 1k' -c 'read 500k 3k' -c map o
+-C -c 'read 1400k 100k' -c 'aio_read 63k 2k' -c aio_flush -c map o
+--copy-on-read -c 'readv 64k 1k 1k' -c map -c 'write -P 1 80k 1k' -c 'read 0 1500k' -c map o
+-c 'open -C o' -c 'read 150k 40k' -c map
+-c 'open -C -r o'
+END
+    cp theirs/o .
+    qemu-img compare b.raw ours/o
+    qemu-img check -q ours/o
+    rm files/o
+  done
+  "$NBDIMG" create -q -f qed -b b.raw -F raw q.qed
+  "$NBDIMG" io -C -c 'read -q 0 1M' q.qed
+  qemu-img rebase -u -b "" q.qed
+  qemu-img compare q.qed b.raw
+  expect_error 1 "Can't use copy-on-read on read-only" "$NBDIMG" io -C -r q.qed
 }
 
 @test "io: no space" {

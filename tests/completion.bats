@@ -64,7 +64,7 @@ setup () {
   local offered
   [ "$(complete_line comp)" = compare ]
   offered=" $(complete_line io - | xargs) "
-  [[ $offered == *' --cache '* && $offered != *' --copy-on-read '* ]]
+  [[ $offered == *' --cache '* && $offered != *' --object '* ]]
   [ "$(complete_line check -r l)" = leaks ]
   [[ " $(complete_line create --bac | xargs) " == *' --backing-format '* ]]
   [[ " $(complete_line info - | xargs) " == *' -U --force-share '* ]]

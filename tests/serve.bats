@@ -212,7 +212,7 @@ except nbd.Error:
   expect_error 1 '--port' "$NBDIMG" serve -p 65536 disk
   expect_error 1 'one of them' "$NBDIMG" serve -p 10809 -k sock disk
   expect_error 1 '--bind needs --port' "$NBDIMG" serve -b ::1 disk
-  expect_error 1 '--aio=native' "$NBDIMG" serve --aio=native disk
+  expect_error 1 '--aio=fast' "$NBDIMG" serve --aio=fast disk
   expect_error 1 'not with --fork' "$NBDIMG" serve --fork --run true disk
   expect_error 1 'at most 107' "$NBDIMG" serve -k "$(printf '%0200d' 0)" disk
   expect_error 1 'write driver=raw' "$NBDIMG" serve -f raw --image-opts driver=x
@@ -262,6 +262,7 @@ except nbd.Error:
 --untrusted|untrusted=on
 --metadata-cache=1M|metadata-cache=1M
 --aio=threads|file=a.qcow2
+--aio=io_uring|file=a.qcow2
 -t|file=a.qcow2
 -v|-v
 -T debug|file=a.qcow2

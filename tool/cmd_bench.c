@@ -26,7 +26,8 @@ static const char usage[] =
 "      --image-opts          filename is key=value,...\n"
 "      --flush-interval=N    with -w: wait and flush after N requests each\n"
 "      --no-drain            do not wait before the flush\n"
-"  -i, --aio=AIO             threads; native and io_uring are not built yet\n"
+"  -i, --aio=AIO             threads, native, io_uring: with a warning, since\n"
+"                            requests are made by threads in any case\n"
 "  -n, --native              -i native\n"
 "  -o, --offset=SIZE         of the first request\n"
 "      --pattern=BYTE        with -w: write this, 0 by default\n"
@@ -68,7 +69,7 @@ static const struct option options[] = {
 struct request {
   struct tool_image image;
   struct bench_opts opts;
-  bool quiet;
+  bool quiet, native;
 };
 
 /* A number as C writes it: 0x is hexadecimal. */
@@ -102,18 +103,6 @@ size_option (const char *what, const char *text, uint64_t *r)
 }
 
 static int
-aio_option (const char *text)
-{
-  if (strcmp (text, "threads") == 0)
-    return 0;
-  if (strcmp (text, "native") == 0 || strcmp (text, "io_uring") == 0)
-    tool_error ("--aio=%s is not built yet; threads is", text);
-  else
-    tool_error ("Invalid aio option: %s", text);
-  return -1;
-}
-
-static int
 cache_option (struct image_open_options *open, const char *text)
 {
   struct error e = ERROR_INIT;
@@ -135,8 +124,8 @@ set_option (struct request *rq, int option)
   case 'c': return number ("request count", optarg, 0, INT_MAX, &o->count);
   case 'd': return number ("queue depth", optarg, 1, MAX_DEPTH, &o->depth);
   case 'f': rq->image.format = optarg; return 0;
-  case 'i': return aio_option (optarg);
-  case 'n': return aio_option ("native");
+  case 'i': return tool_aio (optarg, &rq->native);
+  case 'n': return tool_aio ("native", &rq->native);
   case 'o': return tool_size ("offset", optarg, &o->offset);
   case 'q': rq->quiet = true; return 0;
   case 's': return size_option ("buffer size", optarg, &o->buffer_size);
@@ -166,7 +155,9 @@ check (const struct request *rq)
   else if (o->write && rq->image.open.force_share)
     tool_error ("Could not open '%s': force-share=on can only be used with "
                 "read-only images", rq->image.name);
-  else
+  else if (rq->image.image_opts
+           || tool_check_native (rq->image.name, rq->native,
+                                 rq->image.open.cache) == 0)
     return tool_check_image (&rq->image);
   return -1;
 }

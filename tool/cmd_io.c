@@ -35,9 +35,10 @@ static const char usage[] =
 "  -n, --nocache         --cache=none\n"
 "  -d, --discard=MODE    unmap (default) or ignore\n"
 "  -m, --misalign        buffers at odd addresses\n"
-"  -i, --aio=threads     the only one there is\n"
-"  -C, --copy-on-read    not built yet\n"
-"  -k, --native-aio      not built yet\n"
+"  -C, --copy-on-read    what is read from the backing file is kept\n"
+"  -i, --aio=AIO         threads, native, io_uring: with a warning, since\n"
+"                        requests are made by threads in any case\n"
+"  -k, --native-aio      --aio=native\n"
 "  -T, --trace=PATTERN   debug messages\n"
 "  -h, --help   -V, --version\n";
 
@@ -104,14 +105,6 @@ answer (struct request *rq, int option)
   return -1;
 }
 
-/* What is there and does nothing for us is refused by name. */
-static int
-refuse (const char *what)
-{
-  tool_error ("%s is not built yet", what);
-  return -1;
-}
-
 static int
 set_image_option (struct request *rq, int option, char *arg)
 {
@@ -125,6 +118,9 @@ set_image_option (struct request *rq, int option, char *arg)
   case 'U': how->force_share = true; return 0;
   case 't': return tool_cache ("cache option", arg, &how->cache);
   case 'd': return io_set_discard (how, arg);
+  case 'i': return tool_aio (arg, &how->native);
+  case 'k': return tool_aio ("native", &how->native);
+  case 'C': how->copy_on_read = true; return 0;
   case OPT_IMAGE_OPTS: how->image_opts = true; return 0;
   }
   return 1;
@@ -140,10 +136,7 @@ set_option (struct request *rq, int option, char *arg)
   switch (option) {
   case 'c': rq->commands[rq->nr_commands++] = arg; return 0;
   case 'm': rq->shell.misalign = true; return 0;
-  case 'i': return io_check_aio (arg);
-  case 'k': return io_check_aio ("native");
   case 'T': return set_trace (rq, arg);
-  case 'C': return refuse ("--copy-on-read");
   case OPT_OBJECT: return tool_object (arg);
   }
   return answer (rq, option);

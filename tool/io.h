@@ -5,7 +5,8 @@
  *
  *   cmd_io.c      options of the program, and where command lines come from
  *   io_shell.c    from a line to a command; help
- *   io_open.c     open, close, reopen
+ *   io_open.c     open, close
+ *   io_reopen.c   reopen
  *   io_rw.c       read, readv, write, writev, discard, flush
  *   io_aio.c      aio_read, aio_write, aio_flush
  *   io_misc.c     the other commands
@@ -23,6 +24,8 @@
 #include <stdint.h>
 #include <time.h>
 
+#include <jansson.h>
+
 #include "image/image.h"
 
 /* How an image is to be opened.  Strings are owned. */
@@ -31,8 +34,10 @@ struct io_how {
   char *format;                 /* -f, or NULL */
   char *options;                /* open -o, or NULL */
   bool image_opts;              /* the name is key=value,... */
-  bool readonly, snapshot, force_share, no_discard;
+  bool readonly, snapshot, force_share, no_discard, native, copy_on_read;
   enum cache_mode cache;
+  json_t *changes;              /* reopen -o, all so far: keys with dots, and
+                                   their values; NULL = none */
 };
 
 struct io_job;
@@ -63,6 +68,7 @@ struct io_command {
 extern const struct io_command io_rw_commands[];        /* end with a NULL */
 extern const struct io_command io_aio_commands[];       /* name */
 extern const struct io_command io_open_commands[];
+extern const struct io_command io_reopen_commands[];
 extern const struct io_command io_misc_commands[];
 
 /* ---- io_shell.c ---- */
@@ -82,11 +88,17 @@ extern int io_help (struct io_shell *sh, int argc, char **argv);
 
 extern int io_open (struct io_shell *sh, const struct io_how *how);
 extern int io_close (struct io_shell *sh);
+extern int io_how_copy (struct io_how *to, const struct io_how *from);
 extern void io_how_free (struct io_how *how);
 
-/* The arguments of -d and -t; a message and -1. */
+/* ---- io_reopen.c ---- */
+
+/* Lay what reopen -o said over TREE. */
+extern int io_apply_changes (json_t *tree, const json_t *changes,
+                             struct error *e);
+
+/* The argument of -d; a message and -1. */
 extern int io_set_discard (struct io_how *how, const char *text);
-extern int io_check_aio (const char *text);
 
 /* ---- io_report.c ---- */
 

@@ -54,6 +54,9 @@ carry_out (struct io_job *j)
     return image_zero (j->image, j->offset, j->bytes, flags, &j->error);
   if (j->write)
     return image_write (j->image, j->buf, len, j->offset, flags, &j->error);
+  if (j->sh->how.copy_on_read
+      && image_copy_up (j->image, j->offset, j->bytes, &j->error) == -1)
+    return -1;
   return image_read (j->image, j->buf, len, j->offset, &j->error);
 }
 

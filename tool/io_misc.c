@@ -116,37 +116,35 @@ run_length (struct io_shell *sh, int argc, char **argv)
 }
 
 static int
-check_preallocation (const char *text)
+preallocation (const char *text, enum preallocation *mode)
 {
-  static const char *const later[] = { "metadata", "falloc", "full" };
+  int found = preallocation_parse (text);
 
-  if (strcmp (text, "off") == 0)
-    return 0;
-  for (size_t i = 0; i < 3; ++i)
-    if (strcmp (text, later[i]) == 0) {
-      tool_error ("truncate -m %s is not built yet", text);
-      return -1;
-    }
-  tool_error ("Invalid preallocation mode '%s'", text);
-  return -1;
+  if (found == -1) {
+    tool_error ("Invalid preallocation mode '%s'", text);
+    return -1;
+  }
+  *mode = (enum preallocation) found;
+  return 0;
 }
 
 static int
 run_truncate (struct io_shell *sh, int argc, char **argv)
 {
+  enum preallocation mode = PREALLOCATION_OFF;
   struct error e = ERROR_INIT;
   uint64_t size;
   int option;
 
   while ((option = io_getopt (argc, argv, "m:")) != -1)
-    if (option == '?' || check_preallocation (optarg) == -1)
+    if (option == '?' || preallocation (optarg, &mode) == -1)
       return -1;
   if (argc - optind != 1)
     return io_usage (argv[0]);
   if (io_number (argv[optind], &size) == -1)
     return -1;
   io_reap (sh, true);
-  if (image_resize (sh->image, size, &e) == 0)
+  if (image_resize_preallocated (sh->image, size, mode, &e) == 0)
     return 0;
   tool_fail (&e);
   return -1;
@@ -275,7 +273,7 @@ const struct io_command io_misc_commands[] = {
     "tells the size of the disk", NULL },
   { "truncate", "t", run_truncate, 1, 3, IO_WRITABLE,
     "[-m prealloc_mode] off", "changes the size of the disk",
-    " -m  off; the others are not built yet" },
+    " -m  off, metadata, falloc or full: the space of what is added" },
   { "info", "i", run_info, 0, 0, IO_FILE, "", "tells what the image is",
     NULL },
   { "sleep", NULL, run_sleep, 1, 1, IO_NOTHING, "milliseconds",

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* nbdimg io: open, close, reopen.
+/* nbdimg io: open, close.
  *
  * Layer: tool.  No locking: the main thread; all requests are waited for
  * before an image is closed.
@@ -27,6 +27,7 @@ io_how_free (struct io_how *how)
   free (how->name);
   free (how->format);
   free (how->options);
+  json_decref (how->changes);
   *how = (struct io_how) { .name = NULL };
 }
 
@@ -94,11 +95,19 @@ parse_with_options (const struct io_how *how, struct error *e)
 static json_t *
 parse_how (const struct io_how *how, struct error *e)
 {
+  json_t *tree;
+
   if (how->options)
-    return parse_with_options (how, e);
-  if (how->image_opts)
-    return image_opts_parse (how->name, e);
-  return image_name_parse (how->name, how->format, e);
+    tree = parse_with_options (how, e);
+  else if (how->image_opts)
+    tree = image_opts_parse (how->name, e);
+  else
+    tree = image_name_parse (how->name, how->format, e);
+  if (!tree || !how->changes
+      || io_apply_changes (tree, how->changes, e) == 0)
+    return tree;
+  json_decref (tree);
+  return NULL;
 }
 
 /* ---- -s: a temporary overlay ---- */
@@ -193,6 +202,10 @@ open_image (const struct io_how *how, struct error *e)
   json_t *tree;
   struct image *im;
 
+  if (how->copy_on_read && how->readonly) {
+    error_set (e, EINVAL, "Can't use copy-on-read on read-only device");
+    return NULL;
+  }
   if (how->force_share && !how->readonly) {
     error_set (e, EINVAL, "force-share=on can only be used with read-only "
                "images");
@@ -214,11 +227,12 @@ copy_string (char **to, const char *from)
   return from && !*to ? -1 : 0;
 }
 
-static int
-copy_how (struct io_how *to, const struct io_how *from)
+int
+io_how_copy (struct io_how *to, const struct io_how *from)
 {
   *to = *from;
   to->name = to->format = to->options = NULL;
+  json_incref (to->changes);
   if (copy_string (&to->name, from->name) == 0
       && copy_string (&to->format, from->format) == 0
       && copy_string (&to->options, from->options) == 0)
@@ -246,7 +260,10 @@ io_open (struct io_shell *sh, const struct io_how *how)
     tool_error ("file open already, try 'help close'");
     return -1;
   }
-  if (copy_how (&sh->how, how) == -1)
+  if (how->name && !how->image_opts
+      && tool_check_native (how->name, how->native, how->cache) == -1)
+    return -1;
+  if (io_how_copy (&sh->how, how) == -1)
     return -1;
   sh->image = open_image (how, &e);
   if (sh->image) {
@@ -290,18 +307,6 @@ io_set_discard (struct io_how *how, const char *text)
   return -1;
 }
 
-int
-io_check_aio (const char *text)
-{
-  if (strcmp (text, "threads") == 0)
-    return 0;
-  if (strcmp (text, "native") == 0 || strcmp (text, "io_uring") == 0)
-    tool_error ("--aio=%s is not built yet; threads is", text);
-  else
-    tool_error ("Invalid aio option: %s", text);
-  return -1;
-}
-
 static int
 set_option (struct io_how *how, int option, char *arg)
 {
@@ -312,12 +317,10 @@ set_option (struct io_how *how, int option, char *arg)
   case 'n': how->cache = CACHE_NONE; return 0;
   case 'd': return io_set_discard (how, arg);
   case 't': return tool_cache ("cache option", arg, &how->cache);
-  case 'i': return io_check_aio (arg);
-  case 'k': return io_check_aio ("native");
+  case 'i': return tool_aio (arg, &how->native);
+  case 'k': return tool_aio ("native", &how->native);
   case 'o': how->options = arg; return 0;
-  case 'C':
-    tool_error ("-C is not built yet: what is read is not copied");
-    return -1;
+  case 'C': how->copy_on_read = true; return 0;
   }
   return -1;
 }
@@ -346,61 +349,6 @@ run_close (struct io_shell *sh, int argc, char **argv)
   return io_close (sh);
 }
 
-/* ---- reopen ---- */
-
-static int
-parse_reopen (struct io_how *how, int argc, char **argv)
-{
-  bool r = false, w = false;
-  int option;
-
-  while ((option = io_getopt (argc, argv, "rwc:o:")) != -1) {
-    switch (option) {
-    case 'r': r = true; break;
-    case 'w': w = true; break;
-    case 'c':
-      if (tool_cache ("cache option", optarg, &how->cache) == -1)
-        return -1;
-      break;
-    case 'o':
-      tool_error ("reopen -o is not built yet: close, then open -o");
-      return -1;
-    default:
-      return -1;
-    }
-  }
-  if (r && w) {
-    tool_error ("Only one -r/-w option may be given");
-    return -1;
-  }
-  if (r || w)
-    how->readonly = r;
-  return argc == optind ? 0 : io_usage (argv[0]);
-}
-
-/* Closed and opened again, and as before when that fails. */
-static int
-run_reopen (struct io_shell *sh, int argc, char **argv)
-{
-  struct io_how before, how;
-  int r = -1;
-
-  if (sh->how.snapshot) {
-    tool_error ("reopen would lose what was written with -s");
-    return -1;
-  }
-  if (copy_how (&before, &sh->how) == -1)
-    return -1;
-  how = before;
-  if (parse_reopen (&how, argc, argv) == 0 && io_close (sh) == 0) {
-    r = io_open (sh, &how);
-    if (r == -1)
-      io_open (sh, &before);
-  }
-  io_how_free (&before);
-  return r;
-}
-
 const struct io_command io_open_commands[] = {
   { "open", "o", run_open, 1, -1, IO_NOTHING,
     "[-rsCnkU] [-t cache] [-d discard] [-i aio] [-o options] [path]",
@@ -412,15 +360,11 @@ const struct io_command io_open_commands[] = {
     " -n  -t none\n"
     " -d  discard: unmap (default) or ignore\n"
     " -o  key=value,... for the image\n"
-    " -C  -k  not built yet\n"
+    " -C  what is read from the backing file is kept in the image\n"
+    " -i  threads, native, io_uring: threads make the requests in any case\n"
+    " -k  -i native\n"
     "\n"
     " open -n -o driver=raw /tmp/data" },
   { "close", "c", run_close, 0, 0, IO_FILE, "", "closes the image", NULL },
-  { "reopen", NULL, run_reopen, 0, -1, IO_FILE,
-    "[(-r|-w)] [-c cache] [-o options]", "opens the image in another way",
-    " -r  read-only\n"
-    " -w  for writing\n"
-    " -c  cache mode\n"
-    " -o  not built yet" },
   { NULL, NULL, NULL, 0, 0, IO_NOTHING, NULL, NULL, NULL },
 };

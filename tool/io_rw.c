@@ -134,6 +134,8 @@ read_and_show (const struct io_shell *sh, const char *name,
 
   io_start (&t);
   if (io_check_range (sh->image, r->offset, r->bytes, &e) == -1
+      || (sh->how.copy_on_read
+          && image_copy_up (sh->image, r->offset, r->bytes, &e) == -1)
       || image_read (sh->image, buf, r->bytes, r->offset, &e) == -1)
     return io_failed (name, &e);
   io_stop (&t);

@@ -17,7 +17,8 @@
 #include "tool/tool.h"
 
 static const struct io_command *const tables[] = {
-  io_rw_commands, io_aio_commands, io_open_commands, io_misc_commands,
+  io_rw_commands, io_aio_commands, io_open_commands, io_reopen_commands,
+  io_misc_commands,
 };
 
 enum { NR_TABLES = sizeof tables / sizeof tables[0], MAX_COMMANDS = 64 };

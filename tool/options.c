@@ -129,6 +129,30 @@ tool_cache (const char *what, const char *text, enum cache_mode *mode)
 }
 
 int
+tool_aio (const char *text, bool *native)
+{
+  *native = strcmp (text, "native") == 0;
+  if (strcmp (text, "threads") == 0)
+    return 0;
+  if (!*native && strcmp (text, "io_uring") != 0) {
+    tool_error ("Invalid aio option: %s", text);
+    return -1;
+  }
+  tool_error ("warning: aio=%s: requests are made by threads here", text);
+  return 0;
+}
+
+int
+tool_check_native (const char *name, bool native, enum cache_mode cache)
+{
+  if (!native || cache == CACHE_NONE || cache == CACHE_DIRECTSYNC)
+    return 0;
+  tool_error ("Could not open '%s': aio=native was specified, but it requires "
+              "cache.direct=on, which was not specified.", name);
+  return -1;
+}
+
+int
 tool_output (const char *text, bool *json)
 {
   *json = strcmp (text, "json") == 0;

@@ -200,6 +200,15 @@ extern int tool_cache (const char *what, const char *text,
                        enum cache_mode *mode);
 extern int tool_output (const char *text, bool *json);
 
+/* The argument of --aio.  Requests are made by threads whatever it says, which
+ * is told.
+ */
+extern int tool_aio (const char *text, bool *native);
+
+/* QEMU's native engine wants -t none or directsync; a message and -1. */
+extern int tool_check_native (const char *name, bool native,
+                              enum cache_mode cache);
+
 /* Add the argument of one -o to *ALL (owned by the caller, NULL at first). */
 extern int tool_add_options (char **all, const char *text);
 
