@@ -201,6 +201,24 @@ io_get (struct image *im, enum map_storage where, void *buf, size_t len,
   return check_key (im, e) == -1 ? -1 : get (&p, buf, len, e);
 }
 
+/* How much of LEN bytes (BUF NULL = zeroes) is to be written.  A disk ends with
+ * a whole sector, and an export that it lies on need not; what is behind the
+ * export's end reads as zeroes.  So zeroes there are written already, and
+ * anything else is for the storage to refuse.
+ */
+static uint64_t
+without_padding (const struct place *p, const uint8_t *buf, uint64_t len)
+{
+  const struct storage *st = p->storage;
+  uint64_t size = storage_size (st), inside;
+
+  if (!p->im->format->info.identity || st->caps.can_grow
+      || p->host + len <= size || p->host + len > round_up (size, SECTOR_SIZE))
+    return len;
+  inside = p->host < size ? size - p->host : 0;
+  return !buf || is_zero (buf + inside, (size_t) (len - inside)) ? inside : len;
+}
+
 int
 io_put (struct image *im, enum map_storage where, const void *buf,
         uint64_t len, uint64_t host, uint64_t guest, unsigned flags,
@@ -215,6 +233,9 @@ io_put (struct image *im, enum map_storage where, const void *buf,
     return check_key (im, e) == -1 ? -1
       : encrypt_and_put (&p, buf, len, flags, e);
   }
+  len = without_padding (&p, buf, len);
+  if (len == 0)
+    return 0;
   if (!buf)
     return storage_zero (p.storage, host, len, flags, e);
   return storage_pwrite (p.storage, buf, (size_t) len, host, flags, e);

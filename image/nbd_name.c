@@ -40,9 +40,11 @@ nomem (struct error *e)
   return NULL;
 }
 
-/* Percent-encode all but unreserved characters and "/".  Owned, or NULL. */
+/* Percent-encode all but unreserved characters and those of KEEP.  Owned, or
+ * NULL.
+ */
 static char *
-encode (const char *text)
+encode (const char *text, const char *keep)
 {
   static const char hex[] = "0123456789ABCDEF";
   char *r = malloc (3 * strlen (text) + 1), *d = r;
@@ -52,7 +54,7 @@ encode (const char *text)
   for (; *text; ++text) {
     unsigned char c = (unsigned char) *text;
 
-    if (isalnum (c) || strchr ("-._~/", c))
+    if (isalnum (c) || strchr ("-._~", c) || strchr (keep, c))
       *d++ = (char) c;
     else {
       *d++ = '%';
@@ -68,7 +70,7 @@ encode (const char *text)
 static char *
 unix_uri (const char *path, const char *export, struct error *e)
 {
-  CLEANUP_FREE char *p = encode (path), *x = encode (export);
+  CLEANUP_FREE char *p = encode (path, "/"), *x = encode (export, "/");
   char *r = p && x ? format_text ("nbd+unix:///%s?socket=%s", x, p) : NULL;
 
   return r ? r : nomem (e);
@@ -79,13 +81,14 @@ static char *
 inet_uri (const char *host, const char *port, const char *export,
           struct error *e)
 {
-  CLEANUP_FREE char *h = NULL, *x = encode (export);
-  bool v6 = strchr (host, ':') != NULL;
-  char *r;
+  const char *v6 = strchr (host, ':');
+  CLEANUP_FREE char *h = encode (host, v6 ? ":" : "");
+  CLEANUP_FREE char *p = encode (port, ""), *x = encode (export, "/");
+  char *r = NULL;
 
-  h = v6 ? format_text ("[%s]", host) : encode (host);
-  r = h && x ? format_text ("nbd://%s:%s%s%s", h, port, *x ? "/" : "", x)
-    : NULL;
+  if (h && p && x)
+    r = format_text ("nbd://%s%s%s:%s%s%s", v6 ? "[" : "", h, v6 ? "]" : "", p,
+                     *x ? "/" : "", x);
   return r ? r : nomem (e);
 }
 

@@ -48,6 +48,11 @@ extern int nbdx_target_name (struct nbdx_target *t, char *name,
                              struct error *e);
 extern void nbdx_target_free (struct nbdx_target *t);
 
+/* Who waits for a server looks as often, in ms, whether the program is to end
+ * (common/interrupt.h).
+ */
+enum { NBDX_TICK = 500 };
+
 /* ---- nbd_connect.c ---- */
 
 /* What the server said of the export, after checks. */

@@ -26,6 +26,7 @@
 
 #include "common/bytes.h"
 #include "common/cleanup.h"
+#include "common/interrupt.h"
 #include "common/text.h"
 #include "storage/nbd.h"
 
@@ -269,31 +270,37 @@ nbdx_connect_start (const struct nbdx_target *t, struct error *e)
   return NULL;
 }
 
+/* One step of the handshake: 0 = it goes on. */
+static int
+advance (const struct nbdx_target *t, struct nbd_handle *h, struct error *e)
+{
+  int r;
+
+  if (nbd_aio_is_closed (h))
+    return error_set (e, ECONNRESET, "%s: the server closed the connection "
+                      "during the handshake", t->label);
+  if (nbd_aio_is_dead (h))
+    return handshake_error (t, e);
+  r = nbd_poll (h, NBDX_TICK);
+  if (r == -1 && nbd_get_errno () != EINTR)
+    return handshake_error (t, e);
+  if (interrupted ())
+    return error_set (e, ECANCELED, "%s: interrupted, and the server has not "
+                      "finished the handshake", t->label);
+  return 0;
+}
+
 struct nbd_handle *
 nbdx_connect (const struct nbdx_target *t, struct error *e)
 {
   struct nbd_handle *h = nbdx_connect_start (t, e);
 
-  if (!h)
-    return NULL;
-  while (!nbd_aio_is_ready (h)) {
-    if (nbd_aio_is_closed (h)) {
-      error_set (e, ECONNRESET, "%s: the server closed the connection during "
-                 "the handshake", t->label);
-      goto failed;
+  while (h && !nbd_aio_is_ready (h))
+    if (advance (t, h, e) == -1) {
+      nbd_close (h);
+      return NULL;
     }
-    if (nbd_aio_is_dead (h) || nbd_poll (h, -1) == -1) {
-      if (nbd_get_errno () == EINTR && !nbd_aio_is_dead (h))
-        continue;
-      handshake_error (t, e);
-      goto failed;
-    }
-  }
   return h;
-
- failed:
-  nbd_close (h);
-  return NULL;
 }
 
 /* ---- what the server claims ---- */

@@ -34,9 +34,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "common/interrupt.h"
 #include "common/lock.h"
 #include "common/log.h"
 #include "storage/nbd.h"
@@ -46,6 +48,7 @@ enum {
   MAX_CONNECTIONS = 16,
   WINDOW = 8,                   /* pieces of one job in flight */
   HANDSHAKE_SECONDS = 10,       /* then a further connection is given up */
+  PATIENCE = 5,                 /* seconds without a byte, after Ctrl-C */
 };
 
 struct batch;
@@ -90,6 +93,8 @@ struct conn {
   struct batch *driver;         /* whose thread is in drive () */
   pthread_t driver_thread;
   struct batch *waiting;        /* list of the others */
+
+  time_t silent_since;          /* for who drives; 0 = not interrupted */
 };
 
 struct nbdx_pool {
@@ -157,21 +162,25 @@ completed_locked (struct conn *c, struct slot *s, int err) REQUIRES (c->m)
     wake_locked (c, b);
 }
 
-/* The connection has ended, in a call of libnbd by this thread: only here its
- * reason is known.  Nothing is set when the server closed in good order.
- */
 static void
-lose (struct nbdx_pool *p)
+lose_because (struct nbdx_pool *p, const char *why)
 {
-  const char *why = nbd_get_error () ? nbdx_why ()
-    : "the server closed the connection";
-
   mutex_lock (&p->m);
   if (!p->lost) {
     p->lost = true;
     snprintf (p->reason, sizeof p->reason, "%s", why);
   }
   mutex_unlock (&p->m);
+}
+
+/* The connection has ended, in a call of libnbd by this thread: only here its
+ * reason is known.  Nothing is set when the server closed in good order.
+ */
+static void
+lose (struct nbdx_pool *p)
+{
+  lose_because (p, nbd_get_error () ? nbdx_why ()
+                : "the server closed the connection");
 }
 
 /* libnbd's completion callback; holds the lock of the handle.  It is called
@@ -193,9 +202,33 @@ completed (void *slot, int *error)
   return 1;                     /* libnbd may forget the request */
 }
 
+static time_t
+now (void)
+{
+  struct timespec ts;
+
+  clock_gettime (CLOCK_MONOTONIC, &ts);
+  return ts.tv_sec;
+}
+
+/* Nothing came, and the program is to end.  What is in flight may be what keeps
+ * an image whole, so the server gets a moment; one that is stuck would hold us
+ * for ever.  The end of the socket makes libnbd fail all requests.
+ */
+static void
+be_patient (struct nbdx_pool *p, struct conn *c, int fd)
+{
+  if (c->silent_since == 0)
+    c->silent_since = now ();
+  if (now () - c->silent_since < PATIENCE)
+    return;
+  lose_because (p, "the server does not answer, and this program is to end");
+  shutdown (fd, SHUT_RDWR);
+}
+
 /* Wait for the socket or a kick, and let libnbd do what is to be done. */
 static void
-drive (struct conn *c)
+drive (struct nbdx_pool *p, struct conn *c)
 {
   unsigned dir = nbd_aio_get_direction (c->h);
   struct pollfd fds[2] = {
@@ -209,12 +242,16 @@ drive (struct conn *c)
     fds[0].events |= POLLIN;
   if (dir & LIBNBD_AIO_DIRECTION_WRITE)
     fds[0].events |= POLLOUT;
-  if (poll (fds, 2, -1) == -1)
+  if (poll (fds, 2, NBDX_TICK) == -1)
     return;                     /* EINTR: the caller looks again */
   if (fds[1].revents)
     drain_kick (c);
-  if (!fds[0].revents)
+  if (!fds[0].revents) {
+    if (interrupted ())
+      be_patient (p, c, fds[0].fd);
     return;
+  }
+  c->silent_since = 0;
   /* Another thread may have issued requests meanwhile. */
   dir = nbd_aio_get_direction (c->h);
   if ((dir & LIBNBD_AIO_DIRECTION_READ) && (fds[0].revents & ~POLLOUT))
@@ -252,7 +289,7 @@ drive_for_locked (struct conn *c, struct batch *b) REQUIRES (c->m)
   c->driver_thread = pthread_self ();
   while (b->pending > b->wake_at) {
     mutex_unlock (&c->m);
-    drive (c);
+    drive (b->pool, c);
     mutex_lock (&c->m);
   }
   c->driver = NULL;
@@ -387,15 +424,6 @@ send_all (struct batch *b, const struct nbdx_job *j)
 
 /* ---- choosing a connection ---- */
 
-static time_t
-now (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return ts.tv_sec;
-}
-
 static int
 init_conn (struct nbdx_pool *p, unsigned i, struct error *e)
 {
@@ -410,12 +438,15 @@ init_conn (struct nbdx_pool *p, unsigned i, struct error *e)
 
 /* A polite end, without waiting for the server's.  Only a handshake that was
  * begun gets a moment to finish, as long as the server answers: nbdkit
- * complains on its standard error about one that breaks off.
+ * complains on its standard error about one that breaks off.  A hostile server
+ * could go on answering for ever.
  */
 static void
 disconnect (struct nbd_handle *h)
 {
-  while (!nbd_aio_is_ready (h) && nbd_poll (h, 100) == 1)
+  const time_t end = now () + HANDSHAKE_SECONDS;
+
+  while (!nbd_aio_is_ready (h) && now () < end && nbd_poll (h, 100) == 1)
     ;
   if (nbd_aio_is_ready (h))
     nbd_aio_disconnect (h, 0);

@@ -359,6 +359,49 @@ data is durable is not known" ]
   expect_error 1 "the connection is lost" "$IO" "$URI" 'stress 16 200 4096'
 }
 
+@test "nbd: a server that does not answer holds nobody up who wants to end" {
+  truncate -s 1M disk
+  local pids=() pid
+  start_python --silent read,zero
+  start "$NBDIMG" info "$URI" 2>reading
+  pids+=("$STARTED_PID")
+  start "$NBDIMG" convert -n -O raw disk "$URI" 2>writing
+  pids+=("$STARTED_PID")
+  both_wait () { grep -q read log && grep -q zero log; }
+  poll 30 both_wait
+  # One that says nothing at all.
+  start_python --dumb
+  start "$NBDIMG" map "$URI" 2>connecting
+  pids+=("$STARTED_PID")
+  poll 30 grep -q connected log
+  kill "${pids[@]}"
+  for pid in "${pids[@]}"; do
+    poll 30 not_running "$pid" || fail "still there: $pid"
+    status_of "$pid"
+    [ "$status" = 143 ]
+  done
+  grep -q 'the server does not answer' reading
+  grep -q 'the server does not answer' writing
+  grep -q 'has not finished the handshake' connecting
+}
+
+@test "nbd: the last sector of a disk may end behind the export" {
+  start_python --size 1000
+  run -0 "$NBDIMG" io -f raw -c 'write -P 3 0 1000' -c 'write -z 0 1k' \
+    -c 'write -z 512 512' -c 'read -P 0 0 1k' "$URI"
+  head -c 1000 /dev/zero | tr '\0' '\5' >five
+  truncate -s 1024 five
+  run -0 "$NBDIMG" io -f raw -c 'write -s five 0 1k' -c 'write -s five 0 1k' \
+    -c 'read -P 5 0 1000' -c 'read -P 0 1000 24' "$URI"
+  [[ $output != *failed* ]]
+  # What cannot be kept is not taken.
+  run "$NBDIMG" io -f raw -c 'write -P 3 512 512' -c 'read -P 5 0 1000' "$URI"
+  [[ $output == *'No space left on device'* ]]
+  [[ $output != *verification* ]]
+  awk '$2 ~ /write|zero/ && $3 + $4 > 1000' log >behind
+  [ ! -s behind ]
+}
+
 @test "nbd: a server that is not there is an error" {
   expect_error 1 "nosuch: connect: No such file" \
     "$IO" "nbd+unix:///?socket=$PWD/nosuch" info

@@ -18,6 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/interrupt.h"
 #include "common/lock.h"
 #include "tool/tool.h"
 
@@ -139,6 +140,7 @@ on_signal (int sig)
 
   __atomic_store_n (&caught_signal, sig, __ATOMIC_RELAXED);
   __atomic_store_n (&cancelled, true, __ATOMIC_RELAXED);
+  interrupt_note ();
   if (write (signal_pipe[1], "", 1) == -1)
     errno = saved;              /* full: it is readable already */
   errno = saved;

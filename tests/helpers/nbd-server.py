@@ -88,6 +88,9 @@ class Connection:
     def handshake(self):
         if self.args.mute and self.number > self.args.mute:
             threading.Event().wait()
+        if self.args.dumb:
+            self.server.log.write(f"{self.number} connected\n")
+            threading.Event().wait()
         self.send(">QQH", 0x4e42444d41474943, 0x49484156454f5054, 3)
         self.recv(4)
         while True:
@@ -112,6 +115,7 @@ class Connection:
 
     def do_read(self, cookie, offset, length):
         data = bytes(self.server.data[offset:offset + length])
+        data += bytes(length - len(data))       # size > what is stored
         if self.args.cut_reply and length > self.args.cut_reply:
             head = struct.pack(">IIQ", 0x67446698, 0, cookie)
             if self.structured:
@@ -142,6 +146,7 @@ class Connection:
             return 95
         if kind == "zero" and self.args.no_zero:
             return 95
+        data = data[:max(0, len(self.server.data) - offset)]
         self.server.data[offset:offset + len(data)] = data
         return 0
 
@@ -151,6 +156,8 @@ class Connection:
         kind = KINDS[number]
         data = self.recv(length) if kind == "write" else b""
         err = self.server.note(self.number, kind, offset, length, flags)
+        if kind in self.args.silent:
+            threading.Event().wait()
         if kind == "disc":
             raise Closed
         if err:
@@ -235,6 +242,10 @@ def main():
                    help="the server is gone at this request")
     p.add_argument("--mute", type=int, default=0,
                    help="say nothing to connections after the first N")
+    p.add_argument("--dumb", action="store_true",
+                   help="never say anything; the log tells of connections")
+    p.add_argument("--silent", default="",
+                   help="KIND,...: requests that are never answered")
     Server(p.parse_args()).run()
 
 

@@ -98,6 +98,8 @@ static const struct row nbd_names[] = {
   { "nbd:h:1", NULL, NBD ("nbd://h:1") },
   { "nbd:h:1:exportname=a:b c", NULL, NBD ("nbd://h:1/a%3Ab%20c") },
   { "nbd:[::1]:1", NULL, NBD ("nbd://[::1]:1") },
+  { "nbd:h:1/x?y", NULL, NBD ("nbd://h:1%2Fx%3Fy") },
+  { "nbd:a:b]/c:1", NULL, NBD ("nbd://[a:b%5D%2Fc]:1") },
   { "nbd:unix:/a b/s", NULL, NBD ("nbd+unix:///?socket=/a%20b/s") },
   { "nbd:unix:/s:exportname=x?y", NULL, NBD ("nbd+unix:///x%3Fy?socket=/s") },
   { NULL, NULL, NULL },
