@@ -212,12 +212,17 @@ static int
 raw_resize (struct format *f, uint64_t size, uint64_t zero_until,
             struct error *e)
 {
+  uint64_t offset = 0;
+
   (void) zero_until;            /* raw has no backing file */
   if (size > max_size)
     return error_set (e, EFBIG, "%s: %" PRIu64 " bytes are too large for a raw "
                       "image", f->storage->name, size);
   if (!f->storage->caps.can_grow)
-    return error_set (e, ENOTSUP, "Cannot resize device files");
+    return error_set (e, ENOTSUP, "%s",
+                      storage_below_slices (f->storage, &offset) == f->storage
+                      ? "Cannot resize device files"
+                      : "Cannot resize fixed-size raw disks");
   if (storage_truncate (f->storage, size, e) == -1)
     return -1;
   f->info.size = virtual_size (f->storage);

@@ -330,11 +330,13 @@ END
 qemu-io> ' ]
 }
 
-@test "io: a raw disk whose format is not named gives a warning, in fewer words" {
+@test "io: a raw disk whose format is not named gives a warning" {
   make_files
-  peer_lines 'io_own "-f raw allows it"' <<'END'
+  peer_lines io_words <<'END'
 -c 'read 0 512' raw.img
 -c map raw.img
+-r -c map raw.img
+--image-opts -c map file.filename=raw.img
 END
 }
 

@@ -242,15 +242,6 @@ io_how_copy (struct io_how *to, const struct io_how *from)
   return -1;
 }
 
-static void
-warn_of_probing (const struct image *im)
-{
-  if (im->probed && im->writing && im->format->info.identity)
-    tool_error ("warning: %s: no format was named, and it looks like raw: a "
-                "write that would make it look like another one is refused; "
-                "-f raw allows it", im->name);
-}
-
 int
 io_open (struct io_shell *sh, const struct io_how *how)
 {
@@ -267,7 +258,7 @@ io_open (struct io_shell *sh, const struct io_how *how)
     return -1;
   sh->image = open_image (how, &e);
   if (sh->image) {
-    warn_of_probing (sh->image);
+    tool_warn_of_probing (sh->image);
     return 0;
   }
   if (how->name && !how->image_opts)

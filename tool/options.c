@@ -303,6 +303,21 @@ tool_cannot_open (const char *name, const struct error *e)
   return 1;
 }
 
+/* In qemu-img's words. */
+void
+tool_warn_of_probing (const struct image *im)
+{
+  if (!im->probed || !im->options.writable || im->format->ops != &format_raw)
+    return;
+  fputs ("WARNING: Image format was not specified for '", stderr);
+  tool_put_name (stderr, im->name);
+  fputs ("' and probing guessed raw.\n"
+         "         Automatically detecting the format is dangerous for raw "
+         "images, write operations on block 0 will be restricted.\n"
+         "         Specify the 'raw' format explicitly to remove the "
+         "restrictions.\n", stderr);
+}
+
 struct image *
 tool_open (const struct tool_image *ti)
 {
@@ -317,7 +332,9 @@ tool_open (const struct tool_image *ti)
     im = tree ? image_open (tree, &ti->open, &e) : NULL;
     json_decref (tree);
   }
-  if (!im)
+  if (im)
+    tool_warn_of_probing (im);
+  else
     tool_cannot_open (ti->name, &e);
   return im;
 }

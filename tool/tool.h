@@ -234,6 +234,11 @@ extern int tool_check_image (const struct tool_image *ti);
 /* Open it.  NULL = a message was printed. */
 extern struct image *tool_open (const struct tool_image *ti);
 
+/* Nobody named the format of IM, which is to be written to, and it looks like
+ * raw: say what that means.
+ */
+extern void tool_warn_of_probing (const struct image *im);
+
 /* Say why it could not be opened.  Returns 1, the exit code. */
 extern int tool_cannot_open (const char *name, const struct error *e);
 
