@@ -127,7 +127,12 @@ image_node (const char *name, const struct format_ops *format,
   file = json_object_get (tree, "file");
   if (!file)
     return tree;
-  if (driver && strcmp (driver, format->name) != 0 && strcmp (driver, "raw")) {
+  if (!driver
+      && (json_object_set_new (tree, "driver", json_string (format->name)) == -1
+          || tree_check (tree, e) == -1))
+    file = NULL;
+  else if (driver && strcmp (driver, format->name) != 0
+           && strcmp (driver, "raw") != 0) {
     error_set (e, EINVAL, "the name says driver '%s', and a %s image is to be "
                "made", driver, format->name);
     file = NULL;

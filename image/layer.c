@@ -41,7 +41,7 @@ check_options (const struct image_open_options *o, const json_t *tree,
     return 0;
   if (o->snapshot)
     return error_set (e, EROFS, "an internal snapshot is read-only");
-  if (o->force_share)
+  if (o->force_share || tree_bool (tree, "force-share", false))
     return error_set (e, EINVAL, "force-share=on can only be used with "
                       "read-only images");
   if (o->info_only)
@@ -70,15 +70,18 @@ detect_zeroes (const json_t *tree, struct image_open_options *o,
 
 /* What the layer's own node says goes before what the chain was opened with. */
 static int
-layer_options (struct image *im, const json_t *tree, unsigned depth,
+layer_options (struct layer *l, const struct layer *above,
                const struct image_open_options *options, struct error *e)
 {
-  struct image_open_options *o = &im->options;
+  struct image_open_options *o = &l->im->options;
+  const json_t *tree = l->tree;
 
   *o = *options;
+  o->force_share |= tree_bool (tree, "force-share",
+                               above && above->im->options.force_share);
   o->snapshot = NULL;
-  if (depth > 0) {
-    o->writable = o->writable && depth == o->writable_depth;
+  if (above) {
+    o->writable = o->writable && l->depth == o->writable_depth;
     o->writable_if_permitted = false;
     if (!o->writable)
       o->cache = o->backing_cache;
@@ -181,18 +184,40 @@ detached_header (const struct layer *l)
   return json_object_get (l->tree, "header");
 }
 
-/* The window of {"driver": "raw", "offset": ...} is cut by the storage. */
 static int
 open_storage (struct layer *l, struct error *e)
 {
   struct source_options opts = storage_options (l->im);
   const json_t *header = detached_header (l);
   const json_t *file = header ? header : json_object_get (l->tree, "file");
-  bool window = json_object_get (l->tree, "offset")
-    || (file && json_object_get (l->tree, "size"));
 
-  l->im->storage = source_open (file && !window ? file : l->tree, &opts, e);
+  l->im->storage = source_open (file ? file : l->tree, &opts, e);
   return l->im->storage ? 0 : -1;
+}
+
+/* What the user said of a layer that had to be probed is looked at as if its
+ * format had been named; then raw's window is cut.
+ */
+static int
+apply_format (struct layer *l, struct error *e)
+{
+  struct image *im = l->im;
+  json_t *named;
+  int r;
+
+  if (!json_object_get (l->tree, "file"))
+    return 0;
+  named = json_pack ("{ss}", "driver", l->format->name);
+  if (!named || json_object_update_missing (named, l->tree) == -1) {
+    json_decref (named);
+    return error_nomem (e, "image options", 0);
+  }
+  r = tree_check (named, e);
+  json_decref (named);
+  if (r == -1 || l->format != &format_raw)
+    return r;
+  im->storage = source_window (l->tree, im->storage, e);
+  return im->storage ? 0 : -1;
 }
 
 static struct layer *
@@ -242,7 +267,7 @@ layer_init (struct layer *l, struct layer *above, struct layer *top,
   bool is_backing = l->is_backing;
 
   if ((!is_backing && check_options (options, l->tree, e) == -1)
-      || layer_options (l->im, l->tree, l->depth, options, e) == -1
+      || layer_options (l, above, options, e) == -1
       || open_storage (l, e) == -1
       || check_untrusted (l->im, e) == -1
       || (above && check_loop (top, l->im->storage, above->im->name,
@@ -250,7 +275,7 @@ layer_init (struct layer *l, struct layer *above, struct layer *top,
     return -1;
   /* A writer takes its locks before it reads what it is going to change. */
   if (layer_lock (l->im, is_backing, l->im->options.writable, e) == -1
-      || choose_format (l, e) == -1)
+      || choose_format (l, e) == -1 || apply_format (l, e) == -1)
     return -1;
   return set_name (l, e);
 }

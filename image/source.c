@@ -124,9 +124,8 @@ open_null (const json_t *node, struct error *e)
   return storage_null_new ("null-co://", size, e);
 }
 
-/* The window [offset, offset+size) of INNER; takes it. */
-static struct storage *
-open_window (const json_t *node, struct storage *inner, struct error *e)
+struct storage *
+source_window (const json_t *node, struct storage *inner, struct error *e)
 {
   uint64_t offset = tree_size (node, "offset", 0);
   uint64_t size = tree_size (node, "size", UINT64_MAX);
@@ -158,7 +157,7 @@ open_raw (const json_t *node, const struct source_options *opts,
 {
   struct storage *inner = source_open (json_object_get (node, "file"), opts, e);
 
-  return inner ? open_window (node, inner, e) : NULL;
+  return inner ? source_window (node, inner, e) : NULL;
 }
 
 struct storage *

@@ -26,9 +26,16 @@ extern struct storage *source_open (const json_t *node,
                                     const struct source_options *,
                                     struct error *e);
 
-/* The same to make an image there: a file is created, or opened if it exists
- * and left as it is.  *CREATED is set to the path of a file that is ours to
- * unlink (borrowed from NODE), else NULL.
+/* The window [offset, offset+size) of INNER that a node of the driver raw asks
+ * for; takes INNER, also when it fails.
+ */
+extern struct storage *source_window (const json_t *node,
+                                      struct storage *inner,
+                                      struct error *e);
+
+/* As source_open, to make an image there: a file is created, or opened if it
+ * exists and left as it is.  *CREATED is set to the path of a file that is ours
+ * to unlink (borrowed from NODE), else NULL.
  */
 extern struct storage *source_create (const json_t *node,
                                       const struct storage_new_file *how,

@@ -58,6 +58,9 @@ static const struct key keys[] = {
   { "driver", KIND_TEXT, IN_ALL, NULL },
   { "node-name", KIND_LABEL, IN_ALL, NULL },
   { "read-only", KIND_BOOL, IN_ALL, NULL },
+  /* Says what is so anyway: see docs/compatibility.md. */
+  { "auto-read-only", KIND_BOOL, IN_ALL, NULL },
+  { "force-share", KIND_BOOL, IN_LAYER, NULL },
   { "discard", KIND_CHOICE, IN_ALL, "ignore|off|unmap|on" },
   { "detect-zeroes", KIND_CHOICE, IN_LAYER, "off|on|unmap" },
   { "cache", KIND_CACHE, IN_ALL, NULL },
@@ -78,6 +81,7 @@ static const struct key keys[] = {
   { "max-iterations", KIND_SIZE, IN_FORMAT, NULL },
   { "filename", KIND_TEXT, IN_LOCAL, NULL },
   { "locking", KIND_CHOICE, IN_LOCAL, "auto|on|off" },
+  { "aio", KIND_CHOICE, IN_LOCAL, "threads" },
   { "uri", KIND_TEXT, IN_NBD, NULL },
   { "server", KIND_SERVER, IN_NBD, NULL },
   { "host", KIND_TEXT, IN_NBD, NULL },
@@ -95,9 +99,8 @@ static const struct key keys[] = {
   { "pass-discard-request", KIND_REFUSED, IN_FORMAT, not_built },
   { "pass-discard-snapshot", KIND_REFUSED, IN_FORMAT, not_built },
   { "pass-discard-other", KIND_REFUSED, IN_FORMAT, not_built },
-  { "auto-read-only", KIND_REFUSED, IN_ALL, not_built },
-  { "force-share", KIND_REFUSED, IN_ALL, "is not built yet; -U is the same" },
-  { "aio", KIND_REFUSED, IN_LOCAL, not_built },
+  { "force-share", KIND_REFUSED, IN_STORAGE,
+    "is not built for a file by itself: set it for the format above" },
   { "reconnect-delay", KIND_REFUSED, IN_NBD, not_built },
   { "open-timeout", KIND_REFUSED, IN_NBD, not_built },
   { "latency-ns", KIND_REFUSED, IN_NULL, not_built },
@@ -105,11 +108,16 @@ static const struct key keys[] = {
 
 enum { NR_KEYS = sizeof keys / sizeof keys[0] };
 
+/* What a layer will be whose format is probed is not known yet: it may have the
+ * options of any.  Those of another one are found when it is (layer.c).
+ */
 static const struct key *
 find_key (const char *name, enum tree_driver driver)
 {
+  unsigned where = driver == DRIVER_NONE ? IN_LAYER : 1u << driver;
+
   for (size_t i = 0; i < NR_KEYS; ++i)
-    if ((keys[i].where & (1u << driver)) && strcmp (keys[i].name, name) == 0)
+    if ((keys[i].where & where) && strcmp (keys[i].name, name) == 0)
       return &keys[i];
   return NULL;
 }
@@ -121,9 +129,6 @@ unknown_key (const json_t *node, enum tree_driver driver, const char *key,
 {
   const char *name = tree_text (node, "driver");
 
-  if (driver == DRIVER_NONE)
-    return error_set (e, EINVAL, "the option '%s' needs a driver to be named",
-                      key);
   return error_set (e, EINVAL, tree_driver_is_format (driver)
                     ? "Block format '%s' does not support the option '%s'"
                     : "Block protocol '%s' doesn't support the option '%s'",
@@ -135,10 +140,17 @@ unknown_key (const json_t *node, enum tree_driver driver, const char *key,
 static int
 check_text (const char *key, const json_t *value, struct error *e)
 {
-  if (!json_is_string (value) || json_string_length (value) == 0)
+  bool is_empty = json_is_string (value) && json_string_length (value) == 0;
+
+  if (is_empty && strcmp (key, "filename") == 0)
+    return error_set (e, EINVAL, "The 'file' block driver requires a file "
+                      "name");
+  if (is_empty || !json_is_string (value))
     return error_set (e, EINVAL, "the option '%s' must be a text", key);
   return 0;
 }
+
+#define LETTERS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 /* A label for nodes, which nothing else here refers to. */
 static int
@@ -146,10 +158,11 @@ check_label (const char *key, const json_t *value, struct error *e)
 {
   const char *text = json_string_value (value);
 
-  if (!text || !*text || !strchr ("abcdefghijklmnopqrstuvwxyz"
-                                  "ABCDEFGHIJKLMNOPQRSTUVWXYZ", *text)
-      || strlen (text) > 31)
+  if (!text || !*text || !strchr (LETTERS, *text)
+      || text[strspn (text, LETTERS "0123456789-._")] != '\0')
     return error_set (e, EINVAL, "Invalid %s: '%s'", key, text ? text : "");
+  if (strlen (text) > 31)
+    return error_set (e, EINVAL, "Node name too long");
   return 0;
 }
 
@@ -209,10 +222,13 @@ check_choice (const struct key *key, const json_t *value, struct error *e)
 {
   const char *text = json_string_value (value);
 
-  if (text && is_choice (text, key->choices))
+  if (!text)
+    return error_set (e, EINVAL, "the option '%s' must be one of: %s",
+                      key->name, key->choices);
+  if (is_choice (text, key->choices))
     return 0;
   return error_set (e, EINVAL, "the option %s=%s is invalid or not built; it "
-                    "can be: %s", key->name, text ? text : "", key->choices);
+                    "can be: %s", key->name, text, key->choices);
 }
 
 static int
@@ -449,6 +465,8 @@ check_node (const json_t *node, enum place place, unsigned depth,
   json_object_foreach ((json_t *) node, name, value) {
     const struct key *key = find_key (name, driver);
 
+    if (!key && driver == DRIVER_NONE)
+      continue;
     if (!key)
       return unknown_key (node, driver, name, e);
     if (check_key (key, value, depth, e) == -1)
@@ -459,8 +477,38 @@ check_node (const json_t *node, enum place place, unsigned depth,
   return check_whole (node, driver, place, e);
 }
 
+/* No two nodes have one name.  NAMES has those that were seen. */
+static int
+check_names (const json_t *node, json_t *names, struct error *e)
+{
+  static const char *const children[] = {
+    "file", "header", "data-file", "backing"
+  };
+  const char *name = tree_text (node, "node-name");
+
+  if (!json_is_object (node))
+    return 0;
+  if (name && json_object_get (names, name))
+    return error_set (e, EINVAL, "Duplicate nodes with node-name='%s'", name);
+  if (name && json_object_set_new (names, name, json_true ()) == -1)
+    return error_nomem (e, "image options", 0);
+  for (int i = 0; i < 4; ++i)
+    if (check_names (json_object_get (node, children[i]), names, e) == -1)
+      return -1;
+  return 0;
+}
+
 int
 tree_check (const json_t *tree, struct error *e)
 {
-  return check_node (tree, PLACE_TOP, 0, e);
+  json_t *names;
+  int r;
+
+  if (check_node (tree, PLACE_TOP, 0, e) == -1)
+    return -1;
+  names = json_object ();
+  r = names ? check_names (tree, names, e)
+    : error_nomem (e, "image options", 0);
+  json_decref (names);
+  return r;
 }

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/log.h"
 #include "common/text.h"
 #include "image/name.h"
 #include "image/tree.h"
@@ -134,22 +135,6 @@ refuse_reference (const json_t *value, struct error *e)
                     name ? name : "", name ? name : "");
 }
 
-/* {"filename": NAME}: as on the command line. */
-static int
-resolve_filename (json_t *node, struct error *e)
-{
-  const char *name = tree_text (node, "filename");
-  json_t *named = name_to_storage (name, false, e);
-  int r;
-
-  if (!named)
-    return -1;
-  json_object_del (node, "filename");
-  r = json_object_update (node, named);
-  json_decref (named);
-  return r == 0 ? 0 : nomem (e);
-}
-
 /* {"command": {"0": "nbdkit", ...}} comes of --image-opts command.0=... */
 static int
 resolve_command (json_t *node, struct error *e)
@@ -188,8 +173,8 @@ storage_node (json_t *parent, const char *key, struct error *e)
       && resolve_command (node, e) == -1)
     return -1;
   if (!tree_text (node, "driver")) {
-    if (tree_text (node, "filename"))
-      return resolve_filename (node, e);
+    if (tree_text (node, "filename"))   /* a path, whatever it looks like */
+      return set_new (node, "driver", json_string ("file"), e);
     if (!json_object_get (node, "file"))
       return error_set (e, EINVAL, "%s: Must specify either driver or file",
                         key);
@@ -227,8 +212,11 @@ backing_node (json_t *node, struct error *e)
 
   if (!backing || json_is_null (backing))
     return 0;
-  if (text && *text == '\0')
+  if (text && *text == '\0') {
+    log_warning ("Use of \"backing\": \"\" is deprecated; use \"backing\": "
+                 "null instead");
     return set_new (node, "backing", json_null (), e);
+  }
   if (!json_is_object (backing))
     return refuse_reference (backing, e);
   backing = layer_node (json_incref (backing), NULL, true, e);
