@@ -52,6 +52,7 @@ same_bench () {
   same_bench -o -1 a.qcow2
   same_bench -s 3000000000 a.qcow2
   same_bench -S 3000000000 a.qcow2
+  same_bench -s 99999999999999999999 a.qcow2
   same_bench -t some a.qcow2
   same_bench -i some a.qcow2
   same_bench --pattern 256 -w a.qcow2

@@ -25,6 +25,7 @@ images () {
   twin_img dd of=x
   twin_img dd if=a.qcow2 of=x bs=0
   twin_img dd if=a.qcow2 of=x bs=3G
+  twin_img dd if=a.qcow2 of=x bs=99999999999999999999
   twin_img dd if=a.qcow2 of=x bs=xx
   twin_img dd if=a.qcow2 of=x skip=1x
   twin_img dd if=a.qcow2 of=x count=-1

@@ -93,13 +93,7 @@ number (const char *what, const char *text, unsigned long min,
 static int
 size_option (const char *what, const char *text, uint64_t *r)
 {
-  if (tool_size (what, text, r) == -1)
-    return -1;
-  if (*r <= INT_MAX)
-    return 0;
-  tool_error ("Invalid %s specified. Must be between 0 and %d.", what,
-              INT_MAX);
-  return -1;
+  return tool_size_within (what, text, 0, INT_MAX, r);
 }
 
 static int

@@ -41,17 +41,6 @@ struct request {
   bool has_count;
 };
 
-static int
-set_block (struct request *rq, const char *text)
-{
-  if (tool_size ("bs", text, &rq->block) == -1)
-    return -1;
-  if (rq->block >= 1 && rq->block <= INT_MAX)
-    return 0;
-  tool_error ("Invalid bs specified. Must be between 1 and %d.", INT_MAX);
-  return -1;
-}
-
 /* The value of the operand TEXT when it is called NAME. */
 static char *
 value (char *text, const char *name)
@@ -71,7 +60,7 @@ set_operand (struct request *rq, char *text)
   else if ((v = value (text, "of")))
     rq->output = v;
   else if ((v = value (text, "bs")))
-    return set_block (rq, v);
+    return tool_size_within ("bs", v, 1, INT_MAX, &rq->block);
   else if ((v = value (text, "skip")))
     return tool_size ("skip", v, &rq->skip);
   else if ((v = value (text, "count"))) {

@@ -101,13 +101,21 @@ tool_getopt (struct tool_args *args)
 int
 tool_size (const char *what, const char *text, uint64_t *size)
 {
-  struct error e = ERROR_INIT;
+  return tool_size_within (what, text, 0, INT64_MAX, size);
+}
 
-  if (parse_size (what, text, size, &e) == 0)
+int
+tool_size_within (const char *what, const char *text, uint64_t min,
+                  uint64_t max, uint64_t *size)
+{
+  struct error e = ERROR_INIT;
+  int r = parse_size (what, text, size, &e);
+
+  if (r == 0 && *size >= min && *size <= max)
     return 0;
-  if (e.err == ERANGE)
-    tool_error ("Invalid %s specified. Must be between 0 and %" PRIi64 ".",
-                what, INT64_MAX);
+  if (r == 0 || e.err == ERANGE)
+    tool_error ("Invalid %s specified. Must be between %" PRIu64 " and %"
+                PRIu64 ".", what, min, max);
   else {
     tool_error ("Invalid %s specified. You may use k, M, G, T, P or E "
                 "suffixes for", what);

@@ -196,6 +196,8 @@ extern int tool_object (char *arg);
  * image size specified", "Invalid source cache option".
  */
 extern int tool_size (const char *what, const char *text, uint64_t *size);
+extern int tool_size_within (const char *what, const char *text, uint64_t min,
+                             uint64_t max, uint64_t *size);
 extern int tool_cache (const char *what, const char *text,
                        enum cache_mode *mode);
 extern int tool_output (const char *text, bool *json);
