@@ -49,32 +49,14 @@ static const char usage[] =
 "  -q, --quiet           print nothing but errors\n"
 "  -h, --help   -V, --version\n";
 
-enum {
-  OPT_TARGET_IMAGE_OPTS = TOOL_OPT_OWN, OPT_SALVAGE, OPT_TARGET_IS_ZERO,
-  OPT_BITMAPS, OPT_SKIP_BROKEN_BITMAPS,
-};
-
-static const struct option options[] = {
-  TOOL_LONG_OPTIONS,
-  { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
-  { "target-image-opts", no_argument, NULL, OPT_TARGET_IMAGE_OPTS },
-  { "force-share", no_argument, NULL, 'U' },
-  { "salvage", no_argument, NULL, OPT_SALVAGE },
-  { "target-is-zero", no_argument, NULL, OPT_TARGET_IS_ZERO },
-  { "bitmaps", no_argument, NULL, OPT_BITMAPS },
-  { "skip-broken-bitmaps", no_argument, NULL, OPT_SKIP_BROKEN_BITMAPS },
-  { "progress", required_argument, NULL, TOOL_OPT_PROGRESS },
-  { "quiet", no_argument, NULL, 'q' },
-  { NULL, 0, NULL, 0 },
-};
-
 static const uint64_t max_sparse = 16 * MiB;
 
 /* ---- options with a value ---- */
 
 static int
-set_sparse_size (struct convert_request *rq, const char *text)
+set_sparse_size (void *opaque, const char *text)
 {
+  struct convert_request *rq = opaque;
   uint64_t size;
 
   if (tool_size ("buffer size for sparse output", text, &size) == -1)
@@ -92,8 +74,9 @@ set_sparse_size (struct convert_request *rq, const char *text)
 }
 
 static int
-set_parallel (struct convert_request *rq, const char *text)
+set_parallel (void *opaque, const char *text)
 {
+  struct convert_request *rq = opaque;
   struct error e = ERROR_INIT;
   uint64_t n;
 
@@ -116,47 +99,53 @@ set_cache (struct image_open_options *o, const char *what, const char *text)
 }
 
 static int
-set_valued (struct convert_request *rq, int option)
+set_source_cache (void *opaque, const char *text)
 {
-  switch (option) {
-  case 'f': rq->source.format = optarg; return 0;
-  case 'O': rq->format = optarg; return 0;
-  case 'B':
-  case 'b': rq->backing_file = optarg; return 0;
-  case 'F': rq->backing_format = optarg; return 0;
-  case 'l': rq->snapshot = optarg; return 0;
-  case 'o': return tool_add_options (&rq->options, optarg);
-  case 'S': return set_sparse_size (rq, optarg);
-  case 'm': return set_parallel (rq, optarg);
-  case 'r': return tool_size ("rate limit", optarg, &rq->rate_limit);
-  case 't': return set_cache (&rq->target.open, "cache option", optarg);
-  case 'T':
-    return set_cache (&rq->source.open, "source cache option", optarg);
-  case TOOL_OPT_PROGRESS:
-    return tool_progress_option (&rq->progress, optarg);
-  }
-  return -1;
+  struct convert_request *rq = opaque;
+
+  return set_cache (&rq->source.open, "source cache option", text);
 }
 
 static int
-set_option (struct convert_request *rq, int option)
+set_target_cache (void *opaque, const char *text)
 {
-  switch (option) {
-  case 'c': rq->opts.compressed = true; return 0;
-  case 'C': rq->copy_offload = true; return 0;
-  case 'W': rq->out_of_order = true; return 0;
-  case 'n': rq->no_create = true; return 0;
-  case 'p': rq->progress.bar = true; return 0;
-  case 'q': rq->progress.quiet = true; return 0;
-  case 'U': rq->source.open.force_share = true; return 0;
-  case TOOL_OPT_IMAGE_OPTS: rq->source.image_opts = true; return 0;
-  case OPT_TARGET_IMAGE_OPTS: rq->target_image_opts = true; return 0;
-  case OPT_SALVAGE: rq->opts.salvage = true; return 0;
-  case OPT_TARGET_IS_ZERO: rq->target_is_zero = true; return 0;
-  case OPT_BITMAPS: rq->bitmaps = true; return 0;
-  case OPT_SKIP_BROKEN_BITMAPS: rq->skip_broken_bitmaps = true; return 0;
-  }
-  return set_valued (rq, option);
+  struct convert_request *rq = opaque;
+
+  return set_cache (&rq->target.open, "cache option", text);
+}
+
+static int
+parse_options (struct tool_args *args, struct convert_request *rq)
+{
+  const struct tool_option options[] = {
+    { NULL, 'f', .text = &rq->source.format },
+    { "image-opts", .flag = &rq->source.image_opts },
+    { NULL, 'l', .text = &rq->snapshot },
+    { NULL, 'T', .set = set_source_cache },
+    { "force-share", 'U', .flag = &rq->source.open.force_share },
+    { "salvage", .flag = &rq->opts.salvage },
+    { NULL, 'O', .text = &rq->format },
+    { NULL, 'o', .list = &rq->options },
+    { NULL, 'B', .text = &rq->backing_file },
+    { NULL, 'b', .text = &rq->backing_file },
+    { NULL, 'F', .text = &rq->backing_format },
+    { NULL, 'c', .flag = &rq->opts.compressed },
+    { NULL, 'S', .set = set_sparse_size },
+    { "bitmaps", .flag = &rq->bitmaps },
+    { "skip-broken-bitmaps", .flag = &rq->skip_broken_bitmaps },
+    { NULL, 'n', .flag = &rq->no_create },
+    { "target-image-opts", .flag = &rq->target_image_opts },
+    { "target-is-zero", .flag = &rq->target_is_zero },
+    { NULL, 't', .set = set_target_cache },
+    { NULL, 'C', .flag = &rq->copy_offload },
+    { NULL, 'm', .set = set_parallel },
+    { NULL, 'W', .flag = &rq->out_of_order },
+    { NULL, 'r', .size = &rq->rate_limit, .what = "rate limit" },
+    TOOL_PROGRESS_OPTIONS (&rq->progress),
+    TOOL_LAST_OPTION,
+  };
+
+  return tool_parse (args, options, rq);
 }
 
 /* ---- options together ---- */
@@ -224,29 +213,23 @@ print_options_help (const struct convert_request *rq, const char *target)
 static int
 parse (struct tool_args *args, struct convert_request *rq)
 {
-  int option, nr_names;
+  int nr;
 
-  while ((option = tool_getopt (args)) != -1) {
-    if (option == TOOL_STOP)
-      return -1;
-    args->status = 1;
-    if (set_option (rq, option) == -1)
-      return -1;
-  }
-  nr_names = args->argc - optind;
+  if (parse_options (args, rq) == -1)
+    return -1;
+  nr = args->nr_names;
   if (rq->options && tool_options_want_help (rq->options)) {
-    args->status = print_options_help (rq, nr_names > 1
-                                       ? args->argv[args->argc - 1] : NULL);
+    args->status = print_options_help (rq, nr > 1 ? args->names[nr - 1]
+                                       : NULL);
     return -1;
   }
-  args->status = 1;
-  if (nr_names < 2) {
+  if (nr < 2) {
     tool_error ("Must specify image file name");
     return -1;
   }
-  rq->names = args->argv + optind;
-  rq->nr_names = (size_t) nr_names - 1;
-  rq->target.name = args->argv[args->argc - 1];
+  rq->names = args->names;
+  rq->nr_names = (size_t) nr - 1;
+  rq->target.name = args->names[nr - 1];
   return check (rq);
 }
 
@@ -353,8 +336,7 @@ int
 cmd_convert (int argc, char **argv)
 {
   struct tool_args args = {
-    .argc = argc, .argv = argv, .letters = "f:O:B:b:F:cCo:l:S:t:T:m:r:npqUW",
-    .options = options, .usage = usage,
+    .argc = argc, .argv = argv, .usage = usage, .status = 1,
   };
   struct convert_request rq = {
     .opts = { .sparse_size = 4 * KiB },
