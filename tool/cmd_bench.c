@@ -5,10 +5,8 @@
 
 #include <config.h>
 
-#include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "common/bytes.h"
@@ -40,31 +38,8 @@ static const char usage[] =
 "  -q, --quiet               print nothing but errors\n"
 "  -h, --help   -V, --version\n";
 
-enum { OPT_FLUSH_INTERVAL = TOOL_OPT_OWN, OPT_NO_DRAIN, OPT_PATTERN };
-
 /* More threads than this say a typing error. */
 enum { MAX_DEPTH = 4096 };
-
-static const struct option options[] = {
-  TOOL_LONG_OPTIONS,
-  { "count", required_argument, NULL, 'c' },
-  { "depth", required_argument, NULL, 'd' },
-  { "format", required_argument, NULL, 'f' },
-  { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
-  { "flush-interval", required_argument, NULL, OPT_FLUSH_INTERVAL },
-  { "no-drain", no_argument, NULL, OPT_NO_DRAIN },
-  { "aio", required_argument, NULL, 'i' },
-  { "native", no_argument, NULL, 'n' },
-  { "offset", required_argument, NULL, 'o' },
-  { "pattern", required_argument, NULL, OPT_PATTERN },
-  { "buffer-size", required_argument, NULL, 's' },
-  { "step-size", required_argument, NULL, 'S' },
-  { "cache", required_argument, NULL, 't' },
-  { "write", no_argument, NULL, 'w' },
-  { "force-share", no_argument, NULL, 'U' },
-  { "quiet", no_argument, NULL, 'q' },
-  { NULL, 0, NULL, 0 },
-};
 
 struct request {
   struct tool_image image;
@@ -72,69 +47,58 @@ struct request {
   bool quiet, native;
 };
 
-/* A number as C writes it: 0x is hexadecimal. */
 static int
-number (const char *what, const char *text, unsigned long min,
-        unsigned long max, unsigned *r)
+set_aio (void *opaque, const char *text)
 {
-  char *end;
-  unsigned long n;
+  struct request *rq = opaque;
 
-  errno = 0;
-  n = strtoul (text, &end, 0);
-  if (*text < '0' || *text > '9' || *end || errno || n < min || n > max) {
-    tool_error ("Invalid %s specified", what);
-    return -1;
-  }
-  *r = (unsigned) n;
-  return 0;
+  return tool_aio (text, &rq->native);
 }
 
 static int
-size_option (const char *what, const char *text, uint64_t *r)
+set_cache (void *opaque, const char *text)
 {
-  return tool_size_within (what, text, 0, INT_MAX, r);
-}
-
-static int
-cache_option (struct image_open_options *open, const char *text)
-{
+  struct request *rq = opaque;
   struct error e = ERROR_INIT;
 
-  if (cache_mode_parse ("cache", text, &open->cache, &e) == -1) {
+  if (cache_mode_parse ("cache", text, &rq->image.open.cache, &e) == -1) {
     tool_error ("Invalid cache mode");
     return -1;
   }
-  open->backing_cache = open->cache;
+  rq->image.open.backing_cache = rq->image.open.cache;
   return 0;
 }
 
 static int
-set_option (struct request *rq, int option)
+parse_options (struct tool_args *args, struct request *rq)
 {
   struct bench_opts *o = &rq->opts;
+  const struct tool_option options[] = {
+    { "count", 'c', .number = &o->count, .what = "request count",
+      .max = INT_MAX },
+    { "depth", 'd', .number = &o->depth, .what = "queue depth",
+      .min = 1, .max = MAX_DEPTH },
+    TOOL_IMAGE_OPTIONS (&rq->image),
+    { "flush-interval", .number = &o->flush_interval,
+      .what = "flush interval", .max = INT_MAX },
+    { "no-drain", .flag = &o->no_drain },
+    { "aio", 'i', .set = set_aio },
+    { "native", 'n', .set = set_aio, .value = "native" },
+    { "offset", 'o', .size = &o->offset, .what = "offset" },
+    { "pattern", .number = &o->pattern, .what = "pattern byte",
+      .max = UINT8_MAX },
+    { "buffer-size", 's', .size = &o->buffer_size, .what = "buffer size",
+      .max = INT_MAX },
+    { "step-size", 'S', .size = &o->step, .what = "step_size",
+      .max = INT_MAX },
+    { "cache", 't', .set = set_cache },
+    { "write", 'w', .flag = &o->write },
+    { "force-share", 'U', .flag = &rq->image.open.force_share },
+    { "quiet", 'q', .flag = &rq->quiet },
+    TOOL_LAST_OPTION,
+  };
 
-  switch (option) {
-  case 'c': return number ("request count", optarg, 0, INT_MAX, &o->count);
-  case 'd': return number ("queue depth", optarg, 1, MAX_DEPTH, &o->depth);
-  case 'f': rq->image.format = optarg; return 0;
-  case 'i': return tool_aio (optarg, &rq->native);
-  case 'n': return tool_aio ("native", &rq->native);
-  case 'o': return tool_size ("offset", optarg, &o->offset);
-  case 'q': rq->quiet = true; return 0;
-  case 's': return size_option ("buffer size", optarg, &o->buffer_size);
-  case 'S': return size_option ("step_size", optarg, &o->step);
-  case 't': return cache_option (&rq->image.open, optarg);
-  case 'w': o->write = rq->image.open.writable = true; return 0;
-  case 'U': rq->image.open.force_share = true; return 0;
-  case TOOL_OPT_IMAGE_OPTS: rq->image.image_opts = true; return 0;
-  case OPT_FLUSH_INTERVAL:
-    return number ("flush interval", optarg, 0, INT_MAX, &o->flush_interval);
-  case OPT_NO_DRAIN: o->no_drain = true; return 0;
-  case OPT_PATTERN:
-    return number ("pattern byte", optarg, 0, UINT8_MAX, &o->pattern);
-  }
-  return -1;
+  return tool_parse (args, options, rq);
 }
 
 static int
@@ -159,21 +123,10 @@ check (const struct request *rq)
 static int
 parse (struct tool_args *args, struct request *rq)
 {
-  int option;
-
-  while ((option = tool_getopt (args)) != -1) {
-    if (option == TOOL_STOP)
-      return -1;
-    args->status = 1;
-    if (set_option (rq, option) == -1)
-      return -1;
-  }
-  if (optind + 1 != args->argc) {
-    args->status = tool_misuse ("Expecting one image file name");
+  if (parse_options (args, rq) == -1
+      || tool_one_name (args, &rq->image) == -1)
     return -1;
-  }
-  args->status = 1;
-  rq->image.name = args->argv[optind];
+  rq->image.open.writable = rq->opts.write;
   if (rq->opts.step == 0)
     rq->opts.step = rq->opts.buffer_size;
   return check (rq);
@@ -213,8 +166,7 @@ int
 cmd_bench (int argc, char **argv)
 {
   struct tool_args args = {
-    .argc = argc, .argv = argv, .letters = "c:d:f:i:no:qs:S:t:wU",
-    .options = options, .usage = usage,
+    .argc = argc, .argv = argv, .usage = usage, .status = 1,
   };
   struct request rq = {
     .opts = { .count = 75000, .depth = 64, .buffer_size = 4 * KiB },

@@ -126,6 +126,23 @@ tool_size_within (const char *what, const char *text, uint64_t min,
 }
 
 int
+tool_number (const char *what, const char *text, uint64_t min, uint64_t max,
+             unsigned *r)
+{
+  char *end;
+  unsigned long n;
+
+  errno = 0;
+  n = strtoul (text, &end, 0);
+  if (*text < '0' || *text > '9' || *end || errno || n < min || n > max) {
+    tool_error ("Invalid %s specified", what);
+    return -1;
+  }
+  *r = (unsigned) n;
+  return 0;
+}
+
+int
 tool_cache (const char *what, const char *text, enum cache_mode *mode)
 {
   struct error e = ERROR_INIT;

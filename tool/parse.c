@@ -10,6 +10,7 @@
 #include <config.h>
 
 #include <assert.h>
+#include <limits.h>
 #include <string.h>
 
 #include "tool/tool.h"
@@ -32,8 +33,8 @@ struct getopt_tables {
 static bool
 takes_argument (const struct tool_option *o)
 {
-  return !o->value && (o->text || o->list || o->size || o->cache || o->json
-                       || o->progress || o->set);
+  return !o->value && (o->text || o->list || o->size || o->number || o->cache
+                       || o->json || o->progress || o->set);
 }
 
 static bool
@@ -98,7 +99,11 @@ store (const struct tool_option *o, void *request, const char *arg)
   if (o->list)
     return tool_add_options (o->list, arg);
   if (o->size)
-    return tool_size (o->what, arg, o->size);
+    return tool_size_within (o->what, arg, o->min,
+                             o->max ? o->max : INT64_MAX, o->size);
+  if (o->number)
+    return tool_number (o->what, arg, o->min, o->max ? o->max : UINT_MAX,
+                        o->number);
   if (o->cache)
     return tool_cache (o->what, arg, o->cache);
   if (o->json)

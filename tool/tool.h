@@ -130,13 +130,15 @@ struct tool_option {
   const char **text;            /* borrowed from argv */
   char **list;                  /* of -o: all of them joined; owned */
   uint64_t *size;
+  unsigned *number;
   enum cache_mode *cache;
   bool *json;                   /* of --output */
   struct tool_progress *progress;       /* of --progress */
   int (*set) (void *request, const char *arg);  /* prints, and returns -1,
                                                    when ARG is bad */
 
-  const char *what;             /* "Invalid WHAT specified", for size, cache */
+  const char *what;             /* "Invalid WHAT", for size, number, cache */
+  uint64_t min, max;            /* of size, number; max 0 = of its type */
   const char *value;            /* stands for the argument */
 };
 
@@ -198,6 +200,9 @@ extern int tool_object (char *arg);
 extern int tool_size (const char *what, const char *text, uint64_t *size);
 extern int tool_size_within (const char *what, const char *text, uint64_t min,
                              uint64_t max, uint64_t *size);
+/* Up to UINT_MAX, written as in C: 0x is hexadecimal. */
+extern int tool_number (const char *what, const char *text, uint64_t min,
+                        uint64_t max, unsigned *r);
 extern int tool_cache (const char *what, const char *text,
                        enum cache_mode *mode);
 extern int tool_output (const char *text, bool *json);
