@@ -19,64 +19,6 @@
 #include "tool/serve.h"
 #include "tool/tool.h"
 
-enum {
-  OPT_CACHE = TOOL_OPT_OWN, OPT_AIO, OPT_DISCARD, OPT_DETECT_ZEROES,
-  OPT_BACKING, OPT_UNTRUSTED, OPT_METADATA_CACHE, OPT_SHARE, OPT_ONCE,
-  OPT_TLS, OPT_TLS_CERTIFICATES, OPT_TLS_PSK, OPT_TLS_VERIFY_PEER, OPT_FORK,
-  OPT_PID_FILE, OPT_RUN, OPT_THREADS, OPT_PRINT_COMMAND, OPT_TLS_CREDS,
-  OPT_TLS_AUTHZ, OPT_TLS_HOSTNAME,
-};
-
-static const char letters[] = "f:rl:so:nUk:p:b:x:D:e:tvT:AB:c:dL";
-
-static const struct option long_options[] = {
-  TOOL_LONG_OPTIONS,
-  { "format", required_argument, NULL, 'f' },
-  { "image-opts", no_argument, NULL, TOOL_OPT_IMAGE_OPTS },
-  { "read-only", no_argument, NULL, 'r' },
-  { "load-snapshot", required_argument, NULL, 'l' },
-  { "snapshot", no_argument, NULL, 's' },
-  { "offset", required_argument, NULL, 'o' },
-  { "cache", required_argument, NULL, OPT_CACHE },
-  { "nocache", no_argument, NULL, 'n' },
-  { "aio", required_argument, NULL, OPT_AIO },
-  { "discard", required_argument, NULL, OPT_DISCARD },
-  { "detect-zeroes", required_argument, NULL, OPT_DETECT_ZEROES },
-  { "backing", required_argument, NULL, OPT_BACKING },
-  { "untrusted", no_argument, NULL, OPT_UNTRUSTED },
-  { "metadata-cache", required_argument, NULL, OPT_METADATA_CACHE },
-  { "force-share", no_argument, NULL, 'U' },
-  { "share", no_argument, NULL, OPT_SHARE },
-  { "socket", required_argument, NULL, 'k' },
-  { "port", required_argument, NULL, 'p' },
-  { "bind", required_argument, NULL, 'b' },
-  { "export-name", required_argument, NULL, 'x' },
-  { "description", required_argument, NULL, 'D' },
-  { "shared", required_argument, NULL, 'e' },
-  { "persistent", no_argument, NULL, 't' },
-  { "once", no_argument, NULL, OPT_ONCE },
-  { "tls", required_argument, NULL, OPT_TLS },
-  { "tls-certificates", required_argument, NULL, OPT_TLS_CERTIFICATES },
-  { "tls-psk", required_argument, NULL, OPT_TLS_PSK },
-  { "tls-verify-peer", no_argument, NULL, OPT_TLS_VERIFY_PEER },
-  { "fork", no_argument, NULL, OPT_FORK },
-  { "pid-file", required_argument, NULL, OPT_PID_FILE },
-  { "run", required_argument, NULL, OPT_RUN },
-  { "threads", required_argument, NULL, OPT_THREADS },
-  { "print-command", no_argument, NULL, OPT_PRINT_COMMAND },
-  { "verbose", no_argument, NULL, 'v' },
-  /* qemu-nbd's that are refused by name */
-  { "allocation-depth", no_argument, NULL, 'A' },
-  { "bitmap", required_argument, NULL, 'B' },
-  { "connect", required_argument, NULL, 'c' },
-  { "disconnect", no_argument, NULL, 'd' },
-  { "list", no_argument, NULL, 'L' },
-  { "tls-creds", required_argument, NULL, OPT_TLS_CREDS },
-  { "tls-authz", required_argument, NULL, OPT_TLS_AUTHZ },
-  { "tls-hostname", required_argument, NULL, OPT_TLS_HOSTNAME },
-  { NULL, 0, NULL, 0 },
-};
-
 static const char usage[] =
 "serve [OPTION]... IMAGE\n"
 "Serve a disk image over NBD, and print the URI to connect to.\n"
@@ -125,31 +67,10 @@ static const char usage[] =
 "  -T, --trace=...            accepted, as qemu-nbd takes it\n"
 "  -h, --help   -V, --version\n";
 
-/* What qemu-nbd has and we do not, and what to do instead. */
-static const struct { int option; const char *name, *advice; } refused[] = {
-  { 'A', "--allocation-depth", "nbdkit has base:allocation only; use "
-    "\"nbdimg map\"" },
-  { 'B', "--bitmap", "persistent bitmaps are not built yet" },
-  { 'c', "--connect", "serve with -k PATH, then: nbd-client -unix PATH "
-    "/dev/nbdX" },
-  { 'd', "--disconnect", "nbd-client -d /dev/nbdX" },
-  { 'L', "--list", "nbdinfo --list URI" },
-  { OPT_TLS_CREDS, "--tls-creds", "give --tls-certificates=DIR or "
-    "--tls-psk=FILE" },
-  { OPT_TLS_AUTHZ, "--tls-authz", "--tls-verify-peer admits the clients "
-    "whose certificate your authority signed" },
-  { OPT_TLS_HOSTNAME, "--tls-hostname", "it is for clients" },
+struct request {
+  struct serve serve;
+  const char *socket;           /* -k, as it was given */
 };
-
-static int
-refuse (int option, struct error *e)
-{
-  for (size_t i = 0; i < sizeof refused / sizeof refused[0]; ++i)
-    if (refused[i].option == option)
-      return error_set (e, ENOTSUP, "%s is not supported: %s",
-                        refused[i].name, refused[i].advice);
-  return error_set (e, EINVAL, "unknown option");
-}
 
 /* qemu-nbd's -l: NAME, snapshot.id=ID or snapshot.name=NAME. */
 static const char *
@@ -164,129 +85,133 @@ snapshot_of (const char *text)
 }
 
 static int
-set_threads (struct serve *s, const char *text, struct error *e)
+set_threads (void *opaque, const char *text)
 {
+  struct request *rq = opaque;
+  struct error e = ERROR_INIT;
   uint64_t n;
 
-  if (parse_number ("--threads", text, 1, 1024, &n, e) == -1)
+  if (parse_number ("--threads", text, 1, 1024, &n, &e) == -1) {
+    tool_misuse ("%s", e.text);
     return -1;
-  s->threads = (unsigned) n;
+  }
+  rq->serve.threads = (unsigned) n;
   return 0;
 }
 
 static int
-set_aio (const char *text, struct error *e)
+set_aio (void *rq, const char *text)
 {
+  (void) rq;
   if (strcmp (text, "threads") == 0)
     return 0;
-  if (strcmp (text, "native") != 0 && strcmp (text, "io_uring") != 0)
-    return error_set (e, EINVAL, "--aio=%s: Invalid aio option (threads, "
-                      "native, io_uring)", text);
+  if (strcmp (text, "native") != 0 && strcmp (text, "io_uring") != 0) {
+    tool_misuse ("--aio=%s: Invalid aio option (threads, native, io_uring)",
+                 text);
+    return -1;
+  }
   log_warning ("--aio=%s: requests are made by threads here", text);
   return 0;
 }
 
-/* The options about the image.  Returns 1 when OPTION is not one of them. */
+/* What happens without --once. */
 static int
-set_image_option (struct serve *s, int option, const char *arg,
-                  struct error *e)
+set_persistent (void *opaque, const char *none)
 {
-  switch (option) {
-  case 'f': s->format = arg; return 0;
-  case TOOL_OPT_IMAGE_OPTS: s->image_opts = true; return 0;
-  case 'r': s->readonly = true; return 0;
-  case 'l': s->snapshot = snapshot_of (arg); return 0;
-  case 's': s->temporary = true; return 0;
-  case 'o': s->offset = arg; return 0;
-  case OPT_CACHE: s->cache = arg; return 0;
-  case 'n': s->cache = "none"; return 0;
-  case OPT_AIO: return set_aio (arg, e);
-  case OPT_DISCARD: s->discard = arg; return 0;
-  case OPT_DETECT_ZEROES: s->detect_zeroes = arg; return 0;
-  case OPT_BACKING: s->backing = arg; return 0;
-  case OPT_UNTRUSTED: s->untrusted = true; return 0;
-  case OPT_METADATA_CACHE: s->metadata_cache = arg; return 0;
-  case 'U': s->force_share = true; return 0;
-  case OPT_SHARE: s->share = true; return 0;
-  }
-  return 1;
+  struct request *rq = opaque;
+
+  (void) none;
+  rq->serve.once = false;
+  return 0;
 }
 
-/* The options about clients and the process.  The same. */
 static int
-set_server_option (struct serve *s, int option, const char *arg,
-                   struct error *e)
+set_trace (void *rq, const char *text)
 {
-  switch (option) {
-  case 'p': s->port = arg; return 0;
-  case 'b': s->bind = arg; return 0;
-  case 'x': s->export_name = arg; return 0;
-  case 'D': s->description = arg; return 0;
-  case 'e': s->clients = arg; return 0;
-  case 't': s->once = false; return 0;
-  case OPT_ONCE: s->once = true; return 0;
-  case OPT_TLS: s->tls = arg; return 0;
-  case OPT_TLS_CERTIFICATES: s->tls_certificates = arg; return 0;
-  case OPT_TLS_PSK: s->tls_psk = arg; return 0;
-  case OPT_TLS_VERIFY_PEER: s->tls_verify_peer = true; return 0;
-  case OPT_FORK: s->fork = true; return 0;
-  case OPT_PID_FILE: s->pid_file = arg; return 0;
-  case OPT_RUN: s->run = arg; return 0;
-  case OPT_THREADS: return set_threads (s, arg, e);
-  case 'v': s->verbose = true; return 0;
-  }
-  return 1;
+  (void) rq;
+  return tool_trace (text);
 }
 
-struct request {
-  struct serve serve;
-  const char *socket;           /* -k, as it was given */
-  bool print_command;
-};
-
 static int
-set_option (struct request *rq, int option, const char *arg, struct error *e)
+parse_options (struct tool_args *args, struct request *rq)
 {
-  int r;
+  struct serve *s = &rq->serve;
+  const struct tool_option options[] = {
+    /* the image */
+    { "format", 'f', .text = &s->format },
+    { "image-opts", .flag = &s->image_opts },
+    { "read-only", 'r', .flag = &s->readonly },
+    { "load-snapshot", 'l', .text = &s->snapshot },
+    { "snapshot", 's', .flag = &s->temporary },
+    { "offset", 'o', .text = &s->offset },
+    { "cache", .text = &s->cache },
+    { "nocache", 'n', .text = &s->cache, .value = "none" },
+    { "aio", .set = set_aio },
+    { "discard", .text = &s->discard },
+    { "detect-zeroes", .text = &s->detect_zeroes },
+    { "backing", .text = &s->backing },
+    { "untrusted", .flag = &s->untrusted },
+    { "metadata-cache", .text = &s->metadata_cache },
+    { "force-share", 'U', .flag = &s->force_share },
+    { "share", .flag = &s->share },
+    /* clients and the process */
+    { "socket", 'k', .text = &rq->socket },
+    { "port", 'p', .text = &s->port },
+    { "bind", 'b', .text = &s->bind },
+    { "export-name", 'x', .text = &s->export_name },
+    { "description", 'D', .text = &s->description },
+    { "shared", 'e', .text = &s->clients },
+    { "persistent", 't', .set = set_persistent, .value = "" },
+    { "once", .flag = &s->once },
+    { "tls", .text = &s->tls },
+    { "tls-certificates", .text = &s->tls_certificates },
+    { "tls-psk", .text = &s->tls_psk },
+    { "tls-verify-peer", .flag = &s->tls_verify_peer },
+    { "fork", .flag = &s->fork },
+    { "pid-file", .text = &s->pid_file },
+    { "run", .text = &s->run },
+    { "threads", .set = set_threads },
+    { "print-command", .flag = &s->show_only },
+    { "verbose", 'v', .flag = &s->verbose },
+    { NULL, 'T', .set = set_trace },
 
-  switch (option) {
-  case 'k': rq->socket = arg; return 0;
-  case OPT_PRINT_COMMAND:
-    rq->print_command = rq->serve.show_only = true;
-    return 0;
-  }
-  r = set_image_option (&rq->serve, option, arg, e);
-  if (r == 1)
-    r = set_server_option (&rq->serve, option, arg, e);
-  return r == 1 ? refuse (option, e) : r;
+    /* What qemu-nbd has and we do not. */
+    { "allocation-depth", 'A', .value = "",
+      .refused = "nbdkit has base:allocation only; use \"nbdimg map\"" },
+    { "bitmap", 'B', .refused = "persistent bitmaps are not built yet" },
+    { "connect", 'c', .refused = "serve with -k PATH, then: nbd-client "
+      "-unix PATH /dev/nbdX" },
+    { "disconnect", 'd', .value = "",
+      .refused = "nbd-client -d /dev/nbdX" },
+    { "list", 'L', .value = "", .refused = "nbdinfo --list URI" },
+    { "tls-creds", .refused = "give --tls-certificates=DIR or "
+      "--tls-psk=FILE" },
+    { "tls-authz", .refused = "--tls-verify-peer admits the clients "
+      "whose certificate your authority signed" },
+    { "tls-hostname", .refused = "it is for clients" },
+    TOOL_LAST_OPTION,
+  };
+
+  return tool_parse (args, options, rq);
 }
 
-/* Returns 0, or -1 when the command is over: E says why, or ARGS->status has
- * the exit code.
- */
 static int
-parse_options (struct tool_args *args, struct request *rq, struct error *e)
+parse (struct tool_args *args, struct request *rq)
 {
-  int option, r;
-
-  while ((option = tool_getopt (args)) != -1) {
-    if (option == TOOL_STOP)
-      return -1;
-    if (option == 'T') {
-      r = tool_trace (optarg);
-      args->status = r == -1 ? 1 : 0;
-      if (r != 0)
-        return -1;
-    }
-    else if (set_option (rq, option, optarg, e) == -1)
-      return -1;
+  if (parse_options (args, rq) == -1)
+    return -1;
+  if (args->nr_names < 1) {
+    tool_misuse ("no image to serve");
+    return -1;
   }
-  if (optind >= args->argc)
-    return error_set (e, EINVAL, "no image to serve");
-  if (args->argc - optind > 1)
-    return error_set (e, ENOTSUP, "%s: a second image: serving more than one "
-                      "image is not built yet", args->argv[optind + 1]);
-  rq->serve.image = args->argv[optind];
+  if (args->nr_names > 1) {
+    tool_misuse ("%s: a second image: serving more than one image is not "
+                 "built yet", args->names[1]);
+    return -1;
+  }
+  rq->serve.image = args->names[0];
+  if (rq->serve.snapshot)
+    rq->serve.snapshot = snapshot_of (rq->serve.snapshot);
   return 0;
 }
 
@@ -405,11 +330,11 @@ serve (struct request *rq, struct error *e)
   if (!s->port && (rq->socket || !s->run)
       && serve_prepare_socket (s, rq->socket, e) == -1)
     r = -1;
-  else if (rq->print_command)
+  else if (s->show_only)
     r = print_command (s, e);
   else
     r = serve_run (s, e);
-  if ((r == -1 || rq->print_command) && s->private_dir)
+  if ((r == -1 || s->show_only) && s->private_dir)
     rmdir (s->private_dir);
   free (s->socket);
   free (s->private_dir);
@@ -420,15 +345,14 @@ int
 cmd_serve (int argc, char **argv)
 {
   struct tool_args args = {
-    .argc = argc, .argv = argv, .letters = letters, .options = long_options,
-    .usage = usage,
+    .argc = argc, .argv = argv, .usage = usage, .status = 1,
   };
-  struct request rq = { .print_command = false };
+  struct request rq = { .socket = NULL };
   struct error e = ERROR_INIT;
-  int r = parse_options (&args, &rq, &e);
+  int r;
 
-  if (r == -1)
-    return e.err ? tool_misuse ("%s", e.text) : args.status;
+  if (parse (&args, &rq) == -1)
+    return args.status;
   r = serve (&rq, &e);
   return e.err ? tool_fail (&e) : r;
 }

@@ -34,7 +34,7 @@ static bool
 takes_argument (const struct tool_option *o)
 {
   return !o->value && (o->text || o->list || o->size || o->number || o->cache
-                       || o->json || o->progress || o->set);
+                       || o->json || o->progress || o->set || o->refused);
 }
 
 static bool
@@ -110,6 +110,10 @@ store (const struct tool_option *o, void *request, const char *arg)
     return tool_output (arg, o->json);
   if (o->progress)
     return tool_progress_option (o->progress, arg);
+  if (o->refused) {
+    tool_misuse ("--%s is not supported: %s", o->name, o->refused);
+    return -1;
+  }
   return o->set ? o->set (request, arg) : 0;
 }
 
@@ -157,7 +161,8 @@ set_option (struct tool_args *args, const struct tool_option *rows,
     return bad_option (args);
   }
   o = find_row (rows, option);
-  return store (o, request, o->value ? o->value : optarg);
+  r = store (o, request, o->value ? o->value : optarg);
+  return r == 1 ? stop (args, 0) : r;
 }
 
 int

@@ -135,7 +135,9 @@ struct tool_option {
   bool *json;                   /* of --output */
   struct tool_progress *progress;       /* of --progress */
   int (*set) (void *request, const char *arg);  /* prints, and returns -1,
-                                                   when ARG is bad */
+                                                   when ARG is bad; 1: was a
+                                                   question, the command ends */
+  const char *refused;          /* not supported, and what to do instead */
 
   const char *what;             /* "Invalid WHAT", for size, number, cache */
   uint64_t min, max;            /* of size, number; max 0 = of its type */
