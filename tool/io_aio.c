@@ -13,6 +13,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <getopt.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>

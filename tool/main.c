@@ -9,6 +9,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <getopt.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>

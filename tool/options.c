@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* Options that commands share, with the messages of qemu-img.
+/* The values of options that commands share, with the messages of qemu-img.
  *
  * Layer: tool.  No locking: the main thread, before anything is started.
  */
@@ -18,25 +18,7 @@
 #include "common/text.h"
 #include "tool/tool.h"
 
-/* ---- getopt ---- */
-
-static int
-stop (struct tool_args *args, int status)
-{
-  args->status = status;
-  return TOOL_STOP;
-}
-
-/* getopt has stepped over a bad option when it was the last of its argument. */
-static int
-bad_option (struct tool_args *args)
-{
-  const char *arg = args->argv[optind - 1];
-
-  if (*arg == '-')
-    return stop (args, tool_misuse ("unrecognized option '%s'", arg));
-  return stop (args, tool_misuse ("unrecognized option '-%c'", optopt));
-}
+/* ---- values ---- */
 
 int
 tool_object (char *arg)
@@ -50,53 +32,6 @@ tool_object (char *arg)
     tool_fail (&e);
   return r;
 }
-
-static int
-common_option (struct tool_args *args, int option)
-{
-  int r;
-
-  switch (option) {
-  case 'h':
-    printf ("usage: %s %s", program, args->usage);
-    return stop (args, 0);
-  case 'V':
-  case TOOL_OPT_VERSION:
-    tool_print_version ();
-    return stop (args, 0);
-  case TOOL_OPT_TRACE:
-    r = tool_trace (optarg);
-    return r == 0 ? 0 : stop (args, r == 1 ? 0 : 1);
-  case TOOL_OPT_OBJECT:
-    return tool_object (optarg) == 0 ? 0 : stop (args, 1);
-  case ':':
-    return stop (args, tool_misuse ("missing argument for option '%s'",
-                                    args->argv[optind - 1]));
-  case '?':
-    return bad_option (args);
-  }
-  return option;
-}
-
-int
-tool_getopt (struct tool_args *args)
-{
-  char letters[80];
-  int option;
-
-  if (!args->started)
-    optind = 0;
-  args->started = true;
-  snprintf (letters, sizeof letters, ":%shV", args->letters);
-  do {
-    option = getopt_long (args->argc, args->argv, letters, args->options,
-                          NULL);
-    option = common_option (args, option);
-  } while (option == 0);
-  return option;
-}
-
-/* ---- values ---- */
 
 int
 tool_size (const char *what, const char *text, uint64_t *size)

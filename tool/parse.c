@@ -10,6 +10,7 @@
 #include <config.h>
 
 #include <assert.h>
+#include <getopt.h>
 #include <limits.h>
 #include <string.h>
 

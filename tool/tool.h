@@ -16,7 +16,6 @@
 #ifndef NBDIMG_TOOL_H
 #define NBDIMG_TOOL_H
 
-#include <getopt.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -94,12 +93,9 @@ extern void tool_put_name (FILE *fp, const char *text);
 struct tool_args {
   int argc;
   char **argv;
-  const char *letters;          /* as for getopt, without "h" and "V" */
-  const struct option *options; /* with TOOL_LONG_OPTIONS, ends in zeroes */
   const char *usage;            /* what -h prints after "usage: nbdimg " */
   int status;                   /* exit code when the command is over; at first
                                    that of a bad value */
-  bool started;                 /* private to tool_getopt */
 
   char **names;                 /* what follows the options */
   int nr_names;
@@ -167,30 +163,6 @@ extern int tool_one_name (struct tool_args *args, struct tool_image *ti);
 
 /* ---- options.c ---- */
 
-/* Values of long options that have no letter; a command's own begin at
- * TOOL_OPT_OWN.
- */
-enum {
-  TOOL_OPT_VERSION = 256, TOOL_OPT_TRACE, TOOL_OPT_OBJECT,
-  TOOL_OPT_IMAGE_OPTS, TOOL_OPT_OUTPUT, TOOL_OPT_PROGRESS,
-  TOOL_OPT_OWN,
-};
-
-/* The long options that every command has. */
-#define TOOL_LONG_OPTIONS                                               \
-  { "help", no_argument, NULL, 'h' },                                   \
-  { "version", no_argument, NULL, TOOL_OPT_VERSION },                   \
-  { "trace", required_argument, NULL, TOOL_OPT_TRACE },                 \
-  { "object", required_argument, NULL, TOOL_OPT_OBJECT }
-
-enum { TOOL_STOP = -2 };
-
-/* The next option, with optarg and optind as getopt sets them; -1 at their
- * end; TOOL_STOP when the command is over with the exit code STATUS, since
- * the option was bad (a message was printed) or has been answered (-h, -V).
- */
-extern int tool_getopt (struct tool_args *args);
-
 /* The argument of --object, which is overwritten, since it may hold a secret; a
  * message and -1 when it is bad.
  */
@@ -202,9 +174,11 @@ extern int tool_object (char *arg);
 extern int tool_size (const char *what, const char *text, uint64_t *size);
 extern int tool_size_within (const char *what, const char *text, uint64_t min,
                              uint64_t max, uint64_t *size);
+
 /* Up to UINT_MAX, written as in C: 0x is hexadecimal. */
 extern int tool_number (const char *what, const char *text, uint64_t min,
                         uint64_t max, unsigned *r);
+
 extern int tool_cache (const char *what, const char *text,
                        enum cache_mode *mode);
 extern int tool_output (const char *text, bool *json);
