@@ -276,6 +276,40 @@ extended-no-place   extended 2 0x40000 000000000000000000000000ffffffff
   [[ $(cat err) == *'their place is part of'* ]]
 }
 
+# What a crash in "snapshot -c" of a version 2 image leaves: refcounts that are
+# too large, and COPIED flags that follow them or do not yet.
+@test "check -r leaks mends the flags with the refcounts, and calls nothing left" {
+  local v flags
+  for v in 0.10 1.1; do
+    for flags in 00 80; do
+      rm -f base.qcow2
+      qemu-img create -q -f qcow2 -o compat=$v,cluster_size=4k base.qcow2 1M
+      qemu-io -c 'write -q -P 3 0 8k' base.qcow2
+      qemu-img snapshot -c s base.qcow2
+      poke base.qcow2 0x3000 $flags    # L1
+      poke base.qcow2 0x4000 $flags    # the first entry of the L2 table
+      poke base.qcow2 60 00000000      # no snapshot
+      same_leaks
+    done
+  done
+  rm base.qcow2
+  make_base datafile
+  poke base.qcow2 0x40008 0000000000010000
+  same_leaks
+}
+
+# check -r leaks of base.qcow2 is what qemu-img makes of it, and says no more
+same_leaks () {
+  cp base.qcow2 theirs.qcow2
+  cp base.qcow2 ours.qcow2
+  qemu-img check -r leaks theirs.qcow2 | grep -A3 'found and repaired' >theirs
+  "$NBDIMG" check -r leaks ours.qcow2 2>err | grep -A3 'found and repaired' >ours
+  diff theirs ours
+  run ! grep -- '-r all' err
+  "$NBDIMG" check -q ours.qcow2
+  qemu-img check -q ours.qcow2
+}
+
 @test "repair: JSON says what was mended, and the status what is left" {
   make_base written
   poke base.qcow2 0x20010 0001        # a leak

@@ -202,6 +202,34 @@ mend_l2_flags (struct checker *c, struct repair *r, void *opaque,
   return 0;
 }
 
+/* Nothing in an external data file has a refcount, so COPIED must be set; where
+ * the place is the guest's the guest can read it.
+ */
+static int
+mend_data_file_flags (struct checker *c, struct repair *r, void *opaque,
+                      const struct l2_item *item, struct table_edit *t,
+                      struct error *e)
+{
+  uint64_t first = (uint64_t) item->l1_index << c->q->l2_bits;
+
+  (void) opaque;
+  (void) e;
+  for (uint64_t i = 0; i < UINT64_C (1) << c->q->l2_bits; ++i) {
+    struct l2_entry v = table_edit_get (c->q, t, i);
+    uint64_t host = v.entry & ENTRY_OFFSET_MASK;
+
+    if ((v.entry & (L2_COMPRESSED | ENTRY_COPIED)) || host == 0
+        || host != (first + i) << c->q->cluster_bits)
+      continue;
+    r->result->corruptions_fixed++;
+    repair_say (r, "Repairing OFLAG_COPIED data cluster: l2_entry=%" PRIx64
+                " refcount=1", v.entry);
+    v.entry |= ENTRY_COPIED;
+    table_edit_put (c->q, t, i, v);
+  }
+  return 0;
+}
+
 static int
 mend_window (struct checker *c, void *opaque, struct error *e)
 {
@@ -209,9 +237,9 @@ mend_window (struct checker *c, void *opaque, struct error *e)
 
   if (check_compare (c, e) == -1 || repair_l1 (c, r, mend_l1_flag, e) == -1)
     return -1;
-  if (c->q->incompatible_features & INCOMPAT_DATA_FILE)
-    return 0;
-  return repair_l2 (c, r, NULL, mend_l2_flags, e);
+  return repair_l2 (c, r, NULL,
+                    c->q->incompatible_features & INCOMPAT_DATA_FILE
+                    ? mend_data_file_flags : mend_l2_flags, e);
 }
 
 int

@@ -306,8 +306,9 @@ walk_data_file_entry (struct checker *c, struct walk *w, uint64_t host)
                    " cluster of guest offset %" PRIx64 " has another place in"
                    " the data file", host, w->guest);
   if (!(entry & ENTRY_COPIED))
-    check_finding (c, FINDING_ENTRY, "ERROR OFLAG_COPIED data cluster:"
-                   " l2_entry=%" PRIx64 " refcount=1", entry);
+    check_finding (c, host == w->guest ? FINDING_FLAG : FINDING_ENTRY,
+                   "ERROR OFLAG_COPIED data cluster: l2_entry=%" PRIx64
+                   " refcount=1", entry);
 }
 
 static enum ref_kind

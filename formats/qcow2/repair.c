@@ -345,9 +345,11 @@ say_what_is_left (struct repair *r)
 {
   const struct damage *d = &r->damage;
 
+  /* COPIED flags are right by now: some were put right, others have become it
+   * with the refcounts that were too large.
+   */
   r->nr_told = 0;
-  if (r->opts->repair == REPAIR_LEAKS
-      && r->result->corruptions > r->result->corruptions_fixed)
+  if (r->opts->repair == REPAIR_LEAKS && r->result->corruptions > d->flags)
     repair_say (r, "Errors are not repaired by -r leaks, but by -r all.");
   else if (d->lost || d->left)
     repair_say (r, "Not repaired: %" PRIu64 " errors where nobody can tell what"

@@ -30,20 +30,6 @@ mend_packed (const struct qcow2 *q, struct l2_entry v)
   return v;
 }
 
-/* Nothing in an external data file has a refcount, so COPIED must be set; where
- * the place is the guest's the guest can read it.
- */
-static struct l2_entry
-mend_data_file (const struct qcow2 *q, struct l2_entry v, uint64_t guest)
-{
-  uint64_t host = v.entry & ENTRY_OFFSET_MASK;
-
-  v.entry &= ~check_l2_reserved (q);
-  if (host != 0 && host == guest)
-    v.entry |= ENTRY_COPIED;
-  return v;
-}
-
 /* There is nothing where the entry points to, and it reads as zeroes. */
 static struct l2_entry
 drop_host (const struct qcow2 *q, struct l2_entry v)
@@ -78,7 +64,6 @@ mend_table (struct checker *c, struct repair *r, void *opaque,
 {
   const struct qcow2 *q = c->q;
   uint64_t nr = UINT64_C (1) << q->l2_bits;
-  uint64_t first = (uint64_t) item->l1_index << q->l2_bits;
 
   (void) opaque;
   (void) e;
@@ -88,7 +73,7 @@ mend_table (struct checker *c, struct repair *r, void *opaque,
     if (v.entry & L2_COMPRESSED)
       to = mend_packed (q, v);
     else if (q->incompatible_features & INCOMPAT_DATA_FILE)
-      to = mend_data_file (q, v, (first + i) << q->cluster_bits);
+      to = (struct l2_entry) { v.entry & ~check_l2_reserved (q), v.bitmap };
     else
       to = mend_plain (c, v);
     if (to.entry == v.entry && to.bitmap == v.bitmap)
