@@ -195,3 +195,20 @@ own_img_status () {
   ln -sfn . theirs && ln -sfn . ours
   own_status "$@"
 }
+
+@test "what convert makes is as long as measure says, also where nothing is shared" {
+  local size o
+  random_image noise.raw 5M 3
+  for size in 5M 700k 100000; do
+    head -c $size noise.raw >r.raw
+    for o in cluster_size=64k cluster_size=4k cluster_size=2M extended_l2=on; do
+      "$NBDIMG" convert -O qcow2 -o $o r.raw t.qcow2
+      required=$("$NBDIMG" measure --output=json -O qcow2 -o $o r.raw |
+        jq .required)
+      [ "$(stat -c %s t.qcow2)" -le "$required" ] ||
+        fail "$size $o: $(stat -c %s t.qcow2) bytes, not $required"
+      qemu-img compare -f raw r.raw t.qcow2
+      qemu-img check -q t.qcow2
+    done
+  done
+}

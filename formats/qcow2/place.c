@@ -556,7 +556,10 @@ qcow2_link (struct format *f, const struct placement *p, struct error *e)
   return r == 1 ? 0 : -1;
 }
 
-/* No table refers to the space, so it need not wait in the quarantine. */
+/* No table refers to the space, so it need not wait in the quarantine, and the
+ * next place is the same one: a file does not get a hole for a place that was
+ * of no use.
+ */
 void
 qcow2_abandon (struct format *f, const struct placement *p)
 {
@@ -570,6 +573,7 @@ qcow2_abandon (struct format *f, const struct placement *p)
   mutex_lock (&q->mutex);
   freed_list_add (&q->released, first << q->cluster_bits, last - first + 1,
                   q->cluster_size);
+  qcow2_release_locked (q);
   mutex_unlock (&q->mutex);
 }
 
