@@ -203,3 +203,20 @@ writes=(
   [ $complete -gt 2 ] && [ $in_use -gt 5 ] ||
     fail "$total requests: $complete complete, $in_use in use"
 }
+
+@test "bitmaps: convert -n marks what it writes, and nothing else" {
+  truncate -s 10M src.raw
+  qemu-io -f raw -c 'write -q -P 5 2M 256k' -c 'write -q -P 6 7M 64k' src.raw
+  disk ours-n.qcow2
+  cp ours-n.qcow2 theirs-n.qcow2
+  qemu-img convert -n -f raw -O qcow2 src.raw theirs-n.qcow2
+  "$NBDIMG" convert -n --target-is-zero -f raw -O qcow2 src.raw ours-n.qcow2
+  qemu-img compare theirs-n.qcow2 ours-n.qcow2
+  qemu-img check -q ours-n.qcow2
+  [ "$(dirty theirs-n.qcow2 b0 | wc -l)" = 1 ]     # all of it
+  dirty ours-n.qcow2 b0 | awk '$3 % 2 { print $1, $2 }' >marked
+  diff - marked <<'END'
+2097152 262144
+7340032 65536
+END
+}
