@@ -260,3 +260,32 @@ list_of () {
   fails_whole --remove x b0
   fails_whole --add --merge b0 --disable x new
 }
+
+# The file cannot grow: a limit of the process, as a full disk.
+in_full_disk () (
+  trap '' XFSZ
+  ulimit -f $((($(stat -c %s x) + 1023) / 1024))
+  exec "$NBDIMG" "$@"
+)
+
+@test "bitmap: a full disk costs none of those that have not changed" {
+  local i
+  qemu-img create -q -f qcow2 -o cluster_size=4k x 4M
+  qemu-img bitmap --add x b0
+  qemu-img bitmap --add --disable x off
+  qemu-io -c 'write 1M 64k' x >/dev/null
+  for ((i = 1; i < 40; ++i)); do
+    list_of x >old
+    in_full_disk bitmap --add x n$i 2>err || break
+  done
+  grep -q 'could not be stored' err
+  # list_of tells of no marks; here there must be none.
+  qemu-img info --output=json x |
+    jq -c '."format-specific".data.bitmaps[]' >got
+  cmp old got
+  qemu-img check -q x || [ $? = 3 ]
+  run in_full_disk bitmap --clear x b0
+  [ "$status" = 1 ]
+  # This one has changed.
+  [ "$(qemu-img info x | grep -c in-use)" = 1 ]
+}

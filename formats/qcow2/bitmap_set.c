@@ -108,7 +108,7 @@ add_entry (struct bitmap_set *set, const struct bitmap_entry *entry,
     return error_nomem (e, "bitmaps", sizeof *b);
   }
   b->granularity_bits = entry->granularity_bits;
-  b->flags = entry->flags;
+  b->flags = b->disk_flags = entry->flags;
   b->entry_host = host;
   b->table_offset = entry->table_offset;
   b->table_size = entry->table_size;

@@ -94,23 +94,52 @@ bitmap_mark (struct qcow2 *q, struct dirty_bitmap **items, size_t nr,
   return 0;
 }
 
-/* Nothing was changed: what is on disk is complete. */
+static bool
+is_changed (const struct dirty_bitmap *b)
+{
+  return b->loaded && b->bits.changed;
+}
+
+/* Those of ITEMS that are as they were: what is on disk is complete. */
 static int
-unmark (struct qcow2 *q, struct bitmap_set *set, struct error *e)
+unmark (struct qcow2 *q, struct dirty_bitmap **items, size_t nr, bool *any,
+        struct error *e)
 {
   struct dirty_bitmap *b;
-  bool any = false;
 
-  for (size_t i = 0; i < set->nr; ++i) {
-    b = set->items[i];
-    if (!b->marked)
+  for (size_t i = 0; i < nr; ++i) {
+    b = items[i];
+    if (!b->marked || is_changed (b))
       continue;
-    if (write_flags (q, b, b->flags, e) == -1)
+    if (write_flags (q, b, b->disk_flags, e) == -1)
       return -1;
     b->marked = false;
-    any = true;
+    *any = true;
   }
+  return 0;
+}
+
+static int
+unmark_all (struct qcow2 *q, struct bitmap_set *set, struct error *e)
+{
+  bool any = false;
+
+  if (unmark (q, set->items, set->nr, &any, e) == -1
+      || unmark (q, set->removed, set->nr_removed, &any, e) == -1)
+    return -1;
   return any ? storage_flush (q->format.storage, e) : 0;
+}
+
+/* The directory on disk is the old one, so that what was to be done is not.
+ * Bitmaps that have all their bits there need not suffer with the others.
+ */
+static void
+spare_unchanged (struct qcow2 *q, struct bitmap_set *set)
+{
+  struct error e = ERROR_INIT;
+
+  if (unmark_all (q, set, &e) == -1)
+    log_warning ("%s", e.text);
 }
 
 /* ---- bits and tables ---- */
@@ -128,12 +157,6 @@ struct store {
   struct freed_list old, new;   /* clusters that lose, or got, their owner */
   uint64_t directory, directory_size;
 };
-
-static bool
-is_changed (const struct dirty_bitmap *b)
-{
-  return b->loaded && b->bits.changed;
-}
 
 static int
 alloc (struct store *s, uint64_t nr, uint64_t *host, struct error *e)
@@ -352,6 +375,7 @@ adopt (struct store *s)
     b->entry_host = at;
     b->table_offset = s->places[i].table_offset;
     b->table_size = s->places[i].table_size;
+    b->disk_flags = b->flags;
     b->marked = false;
     b->bits.changed = false;
     at += entry_size (b);
@@ -367,6 +391,7 @@ store (struct store *s, struct error *e)
   if (store_all_bits (s, e) == -1 || store_directory (s, e) == -1
       || qcow2_settle (q, e) == -1) {
     give_back (q, &s->new);
+    spare_unchanged (q, s->set);
     return -1;
   }
   if (q->bitmap_directory_size)
@@ -400,7 +425,7 @@ qcow2_bitmaps_store (struct qcow2 *q, struct error *e)
   if (!s.set || (q->incompatible_features & INCOMPAT_CORRUPT))
     return 0;
   if (!is_dirty (s.set))
-    r = unmark (q, s.set, e);
+    r = unmark_all (q, s.set, e);
   else {
     s.places = calloc (s.set->nr + 1, sizeof s.places[0]);
     r = s.places ? store (&s, e)
@@ -411,5 +436,5 @@ qcow2_bitmaps_store (struct qcow2 *q, struct error *e)
   freed_list_clear (&s.new);
   return r == 0 ? 0
     : error_prefix (e, "the persistent bitmaps could not be stored, and those"
-                    " that are enabled stay marked as in use");
+                    " that have changed stay marked as in use");
 }

@@ -36,7 +36,7 @@ enum { MAX_BITMAPS = 65535 };
 struct dirty_bitmap {
   char *name;                   /* owned */
   unsigned granularity_bits;
-  uint32_t flags;               /* as the directory says, or is to say */
+  uint32_t flags;               /* as the directory is to say */
   bool loaded;                  /* bits are valid */
   bool marked;                  /* in_use on disk, and by us */
   struct bits bits;
@@ -44,6 +44,7 @@ struct dirty_bitmap {
   uint64_t entry_host;          /* its directory entry; 0 = none yet */
   uint64_t table_offset;        /* 0 = none yet */
   uint32_t table_size;          /* entries */
+  uint32_t disk_flags;          /* as the directory says, but for our mark */
 };
 
 struct bitmap_set {
