@@ -211,6 +211,24 @@ same () {
   expect_error 1 "marked corrupt" "$NBDIMG" amend -o lazy_refcounts=on a.qcow2
 }
 
+@test "a refcount table that leads nowhere is repaired first, not amended" {
+  local entry
+  qemu-img create -q -f qcow2 good.qcow2 64M
+  qemu-io -c 'write -q 0 1M' good.qcow2
+  for entry in 0000000000000001 0000000000090200 7fffffffffff0000 \
+    0000000100000000; do
+    cp good.qcow2 bad.qcow2
+    poke bad.qcow2 65544 $entry
+    cp bad.qcow2 before
+    expect_error 1 "entry 1 of the refcount table is not valid" \
+      "$NBDIMG" amend -o refcount_bits=64 bad.qcow2
+    cmp before bad.qcow2
+  done
+  "$NBDIMG" check -q -r all bad.qcow2
+  "$NBDIMG" amend -o refcount_bits=64 bad.qcow2
+  qemu-img check -q bad.qcow2
+}
+
 @test "progress, and the long names of options" {
   make_images
   run -0 "$NBDIMG" amend -p -o compat=0.10 a.qcow2

@@ -61,6 +61,26 @@ by_value (const void *a, const void *b)
 
 /* ---- the old refcounts ---- */
 
+/* Entries that lead nowhere are for check -r: what their blocks counted would
+ * be lost, or made up from what stands there.
+ */
+static int
+add_old_block (struct width *w, uint64_t i, struct error *e)
+{
+  struct qcow2 *q = w->q;
+  uint64_t host = get_be64 (w->table + i * 8);
+
+  if (host == 0)
+    return 0;
+  if (!is_aligned (host, q->cluster_size)
+      || host >= storage_size (q->format.storage))
+    return error_set (e, EIO, "entry %" PRIu64 " of the refcount table is not"
+                      " valid: 0x%" PRIx64 "; check and repair the image", i,
+                      host);
+  w->old_blocks[w->nr_old_blocks++] = host >> q->cluster_bits;
+  return 0;
+}
+
 static int
 load (struct width *w, struct error *e)
 {
@@ -79,9 +99,8 @@ load (struct width *w, struct error *e)
   w->nr_old = len / 8;
   w->index = UINT64_MAX;
   for (uint64_t i = 0; i < w->nr_old; ++i)
-    if (get_be64 (w->table + i * 8))
-      w->old_blocks[w->nr_old_blocks++] = get_be64 (w->table + i * 8)
-        >> q->cluster_bits;
+    if (add_old_block (w, i, e) == -1)
+      return -1;
   qsort (w->old_blocks, w->nr_old_blocks, sizeof w->old_blocks[0], by_value);
   return 0;
 }
@@ -173,6 +192,21 @@ look (struct width *w, struct error *e)
   return 0;
 }
 
+/* Entries have 56 bits; a refcount far behind the end of the file, which is
+ * wrong, would lead beyond.
+ */
+static int
+check_end (const struct width *w, struct error *e)
+{
+  uint64_t end = w->first + w->nr_blocks + w->nr_table;
+
+  if (end <= (ENTRY_OFFSET_MASK >> w->q->cluster_bits))
+    return 0;
+  return error_set (e, EFBIG, "cluster %" PRIu64 " has a refcount, and the file"
+                    " cannot become so long; check and repair the image",
+                    w->first - 1);
+}
+
 /* The new blocks count themselves, which may need more of them. */
 static int
 plan (struct width *w, struct error *e)
@@ -191,7 +225,7 @@ plan (struct width *w, struct error *e)
     w->nr_table = max_u64 (div_round_up (top * 8, w->q->cluster_size), 1);
     w->nr_blocks = blocks;
     if (blocks + w->nr_table == total)
-      return 0;
+      return check_end (w, e);
     total = blocks + w->nr_table;
   } while (total < MAX_BLOCKS * 2);
   return error_set (e, EFBIG, "the refcounts would be too large");
