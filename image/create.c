@@ -77,11 +77,9 @@ lock_place (struct place *p, struct error *e)
 /* Takes NODE. */
 static int
 open_place (struct place *p, json_t *node, const struct storage_new_file *how,
-            bool force, struct error *e)
+            enum cache_mode cache, struct error *e)
 {
-  struct source_options opts = {
-    .open = { .writable = true, .cache = CACHE_WRITEBACK, .no_lock = force },
-  };
+  struct source_options opts = { .open = { .writable = true, .cache = cache } };
 
   p->node = node;
   p->storage = source_create (node, how, &opts, &p->created, e);
@@ -149,7 +147,7 @@ image_node (const char *name, const struct format_ops *format,
 static int
 open_data_file (struct place *p, const struct place *image,
                 const struct format_create_options *opts,
-                const struct storage_new_file *how, bool force,
+                const struct storage_new_file *how, enum cache_mode cache,
                 struct error *e)
 {
   const char *name = option (opts, "data_file");
@@ -162,7 +160,7 @@ open_data_file (struct place *p, const struct place *image,
                       "URI, since nothing else is followed when the image is "
                       "opened", name);
   node = name_to_storage (name, true, e);
-  if (!node || open_place (p, node, how, force, e) == -1)
+  if (!node || open_place (p, node, how, cache, e) == -1)
     return error_prefix (e, "data_file");
   if (storage_same (p->storage, image->storage))
     return error_set (e, EINVAL, "%s: an image cannot be its own data file",
@@ -199,7 +197,7 @@ create (struct place *image, struct place *data,
 
 int
 image_create (const char *name, const struct format_ops *format,
-              const struct format_create_options *opts, bool force,
+              const struct format_create_options *opts, enum cache_mode cache,
               struct error *e)
 {
   struct place image = { .node = NULL }, data = { .node = NULL };
@@ -213,9 +211,9 @@ image_create (const char *name, const struct format_ops *format,
   if (file_options (opts, &how, e) == -1)
     return -1;
   node = image_node (name, format, e);
-  if (node && open_place (&image, node, &how, force, e) == 0
+  if (node && open_place (&image, node, &how, cache, e) == 0
       && lock_place (&image, e) == 0
-      && open_data_file (&data, &image, opts, &how, force, e) == 0)
+      && open_data_file (&data, &image, opts, &how, cache, e) == 0)
     r = create (&image, &data, format, opts, e);
   close_place (&data, r == -1);
   close_place (&image, r == -1);

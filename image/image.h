@@ -174,13 +174,14 @@ image_size (const struct image *im)
 
 /* Create FORMAT in the place that NAME means (a file is made; a device or an
  * NBD export is overwritten).  An existing file is locked as QEMU locks it
- * before it is truncated, but for FORCE, which asks for no locks.  Unlinks a
- * file that it made when it fails.  With the option data_file in OPTIONS that
- * file is made too; options->data_file is set by the function itself.
+ * before it is truncated.  Unlinks a file that it made when it fails.  With
+ * the option data_file in OPTIONS that file is made too; options->data_file is
+ * set by the function itself.  What is made is durable when it returns, but for
+ * CACHE_UNSAFE.
  */
 extern int image_create (const char *name, const struct format_ops *format,
                          const struct format_create_options *,
-                         bool force, struct error *e);
+                         enum cache_mode cache, struct error *e);
 
 /* ---- guest I/O (io.c) ----
  *

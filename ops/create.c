@@ -266,7 +266,7 @@ create (const struct plan *p, struct create_result *result,
                       "backing file");
   if (op_cancelled (ctx))
     return error_set (e, ECANCELED, "create was cancelled");
-  return image_create (p->opts->name, p->format, &opts, false, e);
+  return image_create (p->opts->name, p->format, &opts, p->opts->cache, e);
 }
 
 int

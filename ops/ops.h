@@ -79,6 +79,7 @@ struct create_opts {
   bool has_size;
   uint64_t size;                /* bytes */
   bool no_open_backing;         /* -u */
+  enum cache_mode cache;        /* how it is written; unsafe = not flushed */
 };
 struct create_result {
   json_t *options;              /* all options as they are used, in order, as

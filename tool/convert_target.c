@@ -289,6 +289,7 @@ create (const struct convert_request *rq, struct convert_target *t,
     .backing_format = rq->backing_format,
     .has_size = !option (t, "size"),
     .size = convert_total (rq),
+    .cache = rq->target.open.cache,
   };
   struct create_result result = { .options = NULL };
   struct error e = ERROR_INIT;

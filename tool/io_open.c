@@ -157,8 +157,8 @@ make_overlay (const char *path, json_t *tree,
   readonly.writable = false;
   create.size = size_of (tree, &readonly, &format, e);
   if (create.size != UINT64_MAX && create.options)
-    r = image_create (path, format_by_name ("qcow2"), &create, false,
-                      e);
+    r = image_create (path, format_by_name ("qcow2"), &create,
+                      CACHE_UNSAFE, e);
   json_decref (create.options);
   return r == 0 ? overlay_tree (path, tree, format->name, e) : NULL;
 }
