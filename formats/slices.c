@@ -445,6 +445,17 @@ slices_write (const struct slice_cache *c, const struct slice_batch *b,
   return 0;
 }
 
+int
+slices_write_out (const struct slice_cache *c, const struct slice_batch *b,
+                  struct error *e)
+{
+  if (b->nr == 0)
+    return 0;
+  if (slices_write (c, b, e) == -1)
+    return -1;
+  return storage_flush (c->setup.storage, e);
+}
+
 void
 slices_batch_end_locked (struct slice_cache *c, struct slice_batch *b,
                          bool failed)
@@ -489,4 +500,36 @@ slices_epoch_locked (struct slice_cache *c, struct error *e)
       return -1;
   }
   return 0;
+}
+
+static bool
+pending_locked (const struct slice_cache *c) REQUIRES (c->mutex)
+{
+  return c->epoch_running || slices_dirty_locked (c);
+}
+
+bool
+slices_pending (struct slice_cache *c)
+{
+  bool r;
+
+  mutex_lock (c->mutex);
+  r = pending_locked (c);
+  mutex_unlock (c->mutex);
+  return r;
+}
+
+int
+slices_flush (struct slice_cache *c, struct error *e)
+{
+  bool pending;
+  int r = 0;
+
+  mutex_lock (c->mutex);
+  pending = pending_locked (c);
+  if (pending)
+    r = slices_epoch_locked (c, e);
+  mutex_unlock (c->mutex);
+  /* Only guest data may be waiting; several threads do this side by side. */
+  return pending ? r : storage_flush (c->setup.storage, e);
 }

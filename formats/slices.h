@@ -158,6 +158,10 @@ extern int slices_collect_locked (struct slice_cache *c, unsigned kinds,
 extern int slices_write (const struct slice_cache *c,
                          const struct slice_batch *b, struct error *e);
 
+/* The same and a barrier, if there is anything to write. */
+extern int slices_write_out (const struct slice_cache *c,
+                             const struct slice_batch *b, struct error *e);
+
 /* What FAILED to be written is dirty again. */
 extern void slices_batch_end_locked (struct slice_cache *c,
                                      struct slice_batch *b, bool failed)
@@ -166,5 +170,11 @@ extern void slices_batch_end_locked (struct slice_cache *c,
 /* Write everything that is dirty now; drops the mutex. */
 extern int slices_epoch_locked (struct slice_cache *c, struct error *e)
   REQUIRES (c->mutex);
+
+/* For a format whose metadata are all in the cache: are changes of it not yet
+ * on disk, and format_ops.flush.
+ */
+extern bool slices_pending (struct slice_cache *c);
+extern int slices_flush (struct slice_cache *c, struct error *e);
 
 #endif /* NBDIMG_SLICES_H */

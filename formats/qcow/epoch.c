@@ -17,15 +17,9 @@
 static int
 write_out (struct qcow *q, const struct slice_batch *b, struct error *e)
 {
-  struct storage *st = q->format.storage;
-
-  if (storage_flush (st, e) == -1)
+  if (storage_flush (q->format.storage, e) == -1)
     return -1;
-  if (b->nr == 0)
-    return 0;
-  if (slices_write (&q->cache, b, e) == -1)
-    return -1;
-  return storage_flush (st, e);
+  return slices_write_out (&q->cache, b, e);
 }
 
 /* Called with the mutex, which is dropped and taken again. */
@@ -46,36 +40,14 @@ qcow_run_epoch (void *owner, struct error *e) NO_LOCK_CHECK
   return r;
 }
 
-static bool
-is_dirty_locked (struct qcow *q) REQUIRES (q->cache.mutex)
-{
-  return q->cache.epoch_running || slices_dirty_locked (&q->cache);
-}
-
 bool
 qcow_metadata_dirty (struct format *f)
 {
-  struct qcow *q = to_qcow (f);
-  bool r;
-
-  mutex_lock (q->cache.mutex);
-  r = is_dirty_locked (q);
-  mutex_unlock (q->cache.mutex);
-  return r;
+  return slices_pending (&to_qcow (f)->cache);
 }
 
 int
 qcow_flush (struct format *f, struct error *e)
 {
-  struct qcow *q = to_qcow (f);
-  bool dirty;
-  int r = 0;
-
-  mutex_lock (q->cache.mutex);
-  dirty = q->writing && is_dirty_locked (q);
-  if (dirty)
-    r = slices_epoch_locked (&q->cache, e);
-  mutex_unlock (q->cache.mutex);
-  /* Only guest data may be waiting; several threads do this side by side. */
-  return dirty ? r : storage_flush (f->storage, e);
+  return slices_flush (&to_qcow (f)->cache, e);
 }

@@ -20,17 +20,11 @@ struct epoch {
 static int
 epoch_write (struct qed *q, const struct epoch *ep, struct error *e)
 {
-  struct storage *st = q->format.storage;
-
-  if (storage_flush (st, e) == -1)
+  if (storage_flush (q->format.storage, e) == -1)
     return -1;
-  if (ep->l2.nr && (slices_write (&q->cache, &ep->l2, e) == -1
-                    || storage_flush (st, e) == -1))
+  if (slices_write_out (&q->cache, &ep->l2, e) == -1)
     return -1;
-  if (ep->l1.nr && (slices_write (&q->cache, &ep->l1, e) == -1
-                    || storage_flush (st, e) == -1))
-    return -1;
-  return 0;
+  return slices_write_out (&q->cache, &ep->l1, e);
 }
 
 static int
@@ -59,38 +53,16 @@ qed_run_epoch (void *owner, struct error *e) NO_LOCK_CHECK
   return run_epoch_locked (owner, e);
 }
 
-static bool
-is_dirty_locked (struct qed *q) REQUIRES (q->cache.mutex)
-{
-  return q->cache.epoch_running || slices_dirty_locked (&q->cache);
-}
-
 bool
 qed_metadata_dirty (struct format *f)
 {
-  struct qed *q = to_qed (f);
-  bool r;
-
-  mutex_lock (q->cache.mutex);
-  r = is_dirty_locked (q);
-  mutex_unlock (q->cache.mutex);
-  return r;
+  return slices_pending (&to_qed (f)->cache);
 }
 
 int
 qed_flush (struct format *f, struct error *e)
 {
-  struct qed *q = to_qed (f);
-  bool tables;
-  int r = 0;
-
-  mutex_lock (q->cache.mutex);
-  tables = is_dirty_locked (q);
-  if (tables)
-    r = slices_epoch_locked (&q->cache, e);
-  mutex_unlock (q->cache.mutex);
-  /* Only guest data may be waiting; several threads do this side by side. */
-  return tables ? r : storage_flush (f->storage, e);
+  return slices_flush (&to_qed (f)->cache, e);
 }
 
 /* NEED_CHECK goes last, when all that it warns of is durable.  After any error

@@ -17,17 +17,11 @@ static int
 write_out (struct vdi *v, const struct slice_batch *b, uint64_t count,
            bool raise, struct error *e)
 {
-  struct storage *st = v->format.storage;
-
   if (raise && vdi_write_count (v, count, e) == -1)
     return -1;
-  if (storage_flush (st, e) == -1)
+  if (storage_flush (v->format.storage, e) == -1)
     return -1;
-  if (b->nr == 0)
-    return 0;
-  if (slices_write (&v->cache, b, e) == -1)
-    return -1;
-  return storage_flush (st, e);
+  return slices_write_out (&v->cache, b, e);
 }
 
 /* Called with the mutex, which is dropped and taken again. */
@@ -50,36 +44,14 @@ vdi_run_epoch (void *owner, struct error *e) NO_LOCK_CHECK
   return r;
 }
 
-static bool
-is_dirty_locked (struct vdi *v) REQUIRES (v->cache.mutex)
-{
-  return v->cache.epoch_running || slices_dirty_locked (&v->cache);
-}
-
 bool
 vdi_metadata_dirty (struct format *f)
 {
-  struct vdi *v = to_vdi (f);
-  bool r;
-
-  mutex_lock (v->cache.mutex);
-  r = is_dirty_locked (v);
-  mutex_unlock (v->cache.mutex);
-  return r;
+  return slices_pending (&to_vdi (f)->cache);
 }
 
 int
 vdi_flush (struct format *f, struct error *e)
 {
-  struct vdi *v = to_vdi (f);
-  bool dirty;
-  int r = 0;
-
-  mutex_lock (v->cache.mutex);
-  dirty = v->writing && is_dirty_locked (v);
-  if (dirty)
-    r = slices_epoch_locked (&v->cache, e);
-  mutex_unlock (v->cache.mutex);
-  /* Only guest data may be waiting; several threads do this side by side. */
-  return dirty ? r : storage_flush (f->storage, e);
+  return slices_flush (&to_vdi (f)->cache, e);
 }
