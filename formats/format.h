@@ -166,6 +166,17 @@ struct format_option {
                              only when it knows the file */
 };
 
+/* Rows that are the same for every format. */
+#define FORMAT_OPTION_NOCOW                                             \
+  { "nocow", OPTION_BOOL,                                               \
+    "Turn off copy-on-write (valid only on btrfs)", NULL, true }
+#define FORMAT_OPTION_PREALLOCATION                                     \
+  { "preallocation", OPTION_STRING,                                     \
+    "Preallocation mode (allowed values: off, falloc, full)", NULL, true }
+#define FORMAT_OPTION_EXTENT_SIZE_HINT                                  \
+  { "extent_size_hint", OPTION_SIZE,                                    \
+    "Extent size hint for the image file, 0 to disable", NULL, true }
+
 /* How solid the space of a new, or of the grown part of a, disk is. */
 enum preallocation {
   PREALLOCATION_OFF,

@@ -48,12 +48,9 @@ static const struct format_option luks_options[] = {
     false },
   { "iter-time", OPTION_NUMBER, "Time to spend in PBKDF in milliseconds", NULL,
     false },
-  { "preallocation", OPTION_STRING,
-    "Preallocation mode (allowed values: off, falloc, full)", NULL, true },
-  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)", NULL,
-    true },
-  { "extent_size_hint", OPTION_SIZE,
-    "Extent size hint for the image file, 0 to disable", NULL, true },
+  FORMAT_OPTION_PREALLOCATION,
+  FORMAT_OPTION_NOCOW,
+  FORMAT_OPTION_EXTENT_SIZE_HINT,
   { NULL, OPTION_STRING, NULL, NULL, false },
 };
 

@@ -28,12 +28,9 @@ const struct format_option qcow_create_options[] = {
     NULL, false },
   { "encrypt.key-secret", OPTION_STRING,
     "ID of the secret that provides the AES encryption key", NULL, false },
-  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)", NULL,
-    true },
-  { "preallocation", OPTION_STRING,
-    "Preallocation mode (allowed values: off, falloc, full)", NULL, true },
-  { "extent_size_hint", OPTION_SIZE,
-    "Extent size hint for the image file, 0 to disable", NULL, true },
+  FORMAT_OPTION_NOCOW,
+  FORMAT_OPTION_PREALLOCATION,
+  FORMAT_OPTION_EXTENT_SIZE_HINT,
   { NULL, OPTION_STRING, NULL, NULL, false },
 };
 

@@ -56,10 +56,8 @@ const struct format_option qcow2_create_options[] = {
   { "lazy_refcounts", OPTION_BOOL, "Postpone refcount updates", "off", false },
   { "refcount_bits", OPTION_NUMBER, "Width of a reference count entry in bits",
     "16", false },
-  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)", NULL,
-    true },
-  { "extent_size_hint", OPTION_SIZE,
-    "Extent size hint for the image file, 0 to disable", NULL, true },
+  FORMAT_OPTION_NOCOW,
+  FORMAT_OPTION_EXTENT_SIZE_HINT,
   { NULL, OPTION_STRING, NULL, NULL, false },
 };
 

@@ -32,12 +32,9 @@ const struct format_option qed_create_options[] = {
     false },
   { "cluster_size", OPTION_SIZE, "Cluster size (in bytes)", "65536", false },
   { "table_size", OPTION_SIZE, "L1/L2 table size (in clusters)", NULL, false },
-  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)", NULL,
-    true },
-  { "preallocation", OPTION_STRING,
-    "Preallocation mode (allowed values: off, falloc, full)", NULL, true },
-  { "extent_size_hint", OPTION_SIZE,
-    "Extent size hint for the image file, 0 to disable", NULL, true },
+  FORMAT_OPTION_NOCOW,
+  FORMAT_OPTION_PREALLOCATION,
+  FORMAT_OPTION_EXTENT_SIZE_HINT,
   { NULL, OPTION_STRING, NULL, NULL, false },
 };
 

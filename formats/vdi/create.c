@@ -24,12 +24,9 @@
 const struct format_option vdi_create_options[] = {
   { "size", OPTION_SIZE, "Virtual disk size", NULL, false },
   { "static", OPTION_BOOL, "VDI static (pre-allocated) image", "off", false },
-  { "nocow", OPTION_BOOL, "Turn off copy-on-write (valid only on btrfs)", NULL,
-    true },
-  { "preallocation", OPTION_STRING,
-    "Preallocation mode (allowed values: off, falloc, full)", NULL, true },
-  { "extent_size_hint", OPTION_SIZE,
-    "Extent size hint for the image file, 0 to disable", NULL, true },
+  FORMAT_OPTION_NOCOW,
+  FORMAT_OPTION_PREALLOCATION,
+  FORMAT_OPTION_EXTENT_SIZE_HINT,
   { NULL, OPTION_STRING, NULL, NULL, false },
 };
 
