@@ -211,6 +211,14 @@ struct format_create_options {
   const bool *cancel;           /* atomic: stop (ECANCELED); or NULL */
 };
 
+/* What was given as NAME=; NULL = nothing. */
+static inline const char *
+format_option_text (const struct format_create_options *opts,
+                    const char *name)
+{
+  return json_string_value (json_object_get (opts->options, name));
+}
+
 /* Snapshots, as snapshot -l and info show them. */
 struct format_snapshot {
   char *id, *name;              /* owned */

@@ -43,8 +43,7 @@ int
 preallocation_option (const struct format_create_options *opts, bool metadata,
                       enum preallocation *mode, struct error *e)
 {
-  const char *text = json_string_value (json_object_get (opts->options,
-                                                         "preallocation"));
+  const char *text = format_option_text (opts, "preallocation");
   int found = text ? preallocation_parse (text) : PREALLOCATION_OFF;
 
   *mode = found == -1 ? PREALLOCATION_OFF : (enum preallocation) found;

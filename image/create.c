@@ -35,12 +35,6 @@ struct place {
   uint64_t old_size;            /* bytes */
 };
 
-static const char *
-option (const struct format_create_options *opts, const char *key)
-{
-  return json_string_value (json_object_get (opts->options, key));
-}
-
 /* The options that are about the file.  The hint is QEMU's: without one XFS
  * scatters an image that grows by single clusters.
  */
@@ -48,8 +42,8 @@ static int
 file_options (const struct format_create_options *opts,
               struct storage_new_file *how, struct error *e)
 {
-  const char *nocow = option (opts, "nocow");
-  const char *hint = option (opts, "extent_size_hint");
+  const char *nocow = format_option_text (opts, "nocow");
+  const char *hint = format_option_text (opts, "extent_size_hint");
   uint64_t size = MiB;
 
   if (nocow && parse_bool ("nocow", nocow, &how->nocow, e) == -1)
@@ -150,7 +144,7 @@ open_data_file (struct place *p, const struct place *image,
                 const struct storage_new_file *how, enum cache_mode cache,
                 struct error *e)
 {
-  const char *name = option (opts, "data_file");
+  const char *name = format_option_text (opts, "data_file");
   json_t *node;
 
   if (!name)

@@ -34,12 +34,6 @@ const struct format_option qcow_create_options[] = {
   { NULL, OPTION_STRING, NULL, NULL, false },
 };
 
-static const char *
-option (const struct format_create_options *opts, const char *name)
-{
-  return json_string_value (json_object_get (opts->options, name));
-}
-
 /* The image that is to be written. */
 struct plan {
   uint64_t size;                /* virtual, a multiple of 512 bytes */
@@ -55,9 +49,9 @@ static int
 parse_encrypt (const struct format_create_options *opts, struct plan *p,
                struct error *e)
 {
-  const char *legacy = option (opts, "encryption");
-  const char *format = option (opts, "encrypt.format");
-  const char *key_secret = option (opts, "encrypt.key-secret");
+  const char *legacy = format_option_text (opts, "encryption");
+  const char *format = format_option_text (opts, "encrypt.format");
+  const char *key_secret = format_option_text (opts, "encrypt.key-secret");
   struct secret secret;
 
   if (legacy && parse_bool ("encryption", legacy, &p->encrypted, e) == -1)

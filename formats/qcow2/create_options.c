@@ -63,19 +63,13 @@ const struct format_option qcow2_create_options[] = {
 
 /* ---- options ---- */
 
-static const char *
-option (const struct format_create_options *opts, const char *name)
-{
-  return json_string_value (json_object_get (opts->options, name));
-}
-
 /* Index of TEXT in NAMES. */
 static int
 option_choice (const struct format_create_options *opts, const char *name,
                const char *const *names, unsigned def, unsigned *r,
                struct error *e)
 {
-  const char *text = option (opts, name);
+  const char *text = format_option_text (opts, name);
 
   *r = def;
   if (!text)
@@ -94,7 +88,7 @@ static int
 option_bool (const struct format_create_options *opts, const char *name,
              bool *r, struct error *e)
 {
-  const char *text = option (opts, name);
+  const char *text = format_option_text (opts, name);
 
   *r = false;
   return text ? parse_bool (name, text, r, e) : 0;
@@ -104,7 +98,7 @@ static int
 parse_cluster_size (const struct format_create_options *opts, struct plan *p,
                     struct error *e)
 {
-  const char *text = option (opts, "cluster_size");
+  const char *text = format_option_text (opts, "cluster_size");
   uint64_t size = 64 * KiB;
 
   if (text && parse_size ("cluster_size", text, &size, e) == -1)
@@ -121,7 +115,7 @@ static int
 parse_refcount_bits (const struct format_create_options *opts, struct plan *p,
                      struct error *e)
 {
-  const char *text = option (opts, "refcount_bits");
+  const char *text = format_option_text (opts, "refcount_bits");
   uint64_t bits = 16;
 
   if (text && parse_number ("refcount_bits", text, 1, 64, &bits, e) == -1)
@@ -143,7 +137,7 @@ check_aes_options (const struct format_create_options *opts, struct error *e)
   };
 
   for (size_t i = 0; i < sizeof names / sizeof names[0]; ++i)
-    if (option (opts, names[i]))
+    if (format_option_text (opts, names[i]))
       return error_set (e, EINVAL, "Parameter '%s' is unexpected", names[i]);
   return 0;
 }
@@ -164,13 +158,13 @@ static int
 parse_encrypt (const struct format_create_options *opts, struct plan *p,
                struct error *e)
 {
-  const char *format = option (opts, "encrypt.format");
+  const char *format = format_option_text (opts, "encrypt.format");
   struct secret secret;
   bool legacy;
 
   if (option_bool (opts, "encryption", &legacy, e) == -1)
     return -1;
-  if (format && option (opts, "encryption"))
+  if (format && format_option_text (opts, "encryption"))
     return error_set (e, EINVAL, "'encrypt.format' and its alias 'encryption' "
                       "can't be used at the same time");
   if (!format && !legacy)
@@ -183,7 +177,7 @@ parse_encrypt (const struct format_create_options *opts, struct plan *p,
   else
     return error_set (e, EINVAL, "Parameter 'encrypt.format' does not accept "
                       "value '%s'", format);
-  p->key_secret = option (opts, "encrypt.key-secret");
+  p->key_secret = format_option_text (opts, "encrypt.key-secret");
   if (!p->key_secret)
     return error_set (e, EINVAL, "Parameter 'encrypt.key-secret' is required "
                       "for cipher");
@@ -227,7 +221,7 @@ parse_options (const struct format_create_options *opts, struct plan *p,
   p->version = compat < 2 ? 2 : 3;
   p->codec = type == 0 ? CODEC_DEFLATE : CODEC_ZSTD;
   p->preallocation = (enum preallocation) preallocation;
-  p->data_file = option (opts, "data_file");
+  p->data_file = format_option_text (opts, "data_file");
   p->backing_file = opts->backing_file;
   p->backing_format = opts->backing_format;
   if (!round_up_ok (opts->size, SECTOR_SIZE, &p->size) || p->size > INT64_MAX)

@@ -50,7 +50,7 @@ static uint64_t
 size_option (const struct format_create_options *opts, const char *key,
              uint64_t otherwise)
 {
-  const char *text = json_string_value (json_object_get (opts->options, key));
+  const char *text = format_option_text (opts, key);
 
   return text ? strtoull (text, NULL, 10) : otherwise;
 }

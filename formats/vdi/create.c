@@ -42,8 +42,7 @@ static int
 make_plan (const struct format_create_options *opts, struct plan *p,
            struct error *e)
 {
-  const char *text = json_string_value (json_object_get (opts->options,
-                                                         "static"));
+  const char *text = format_option_text (opts, "static");
   uint64_t max = VDI_MAX_BLOCKS * VDI_BLOCK_SIZE;
 
   if (text && parse_bool ("static", text, &p->is_static, e) == -1)
