@@ -35,9 +35,12 @@ share (struct worker *w, uint64_t offset, uint64_t len, struct storage *st,
   uint64_t end = round_down (offset + len, unit);
 
   /* Blocks are shared when it is our turn, as writes are done; but no claim
-   * that shares nothing waits before it is read.
+   * that shares nothing waits before it is read.  Meanwhile another may have
+   * found that nothing can be shared: a second try would take and give back
+   * clusters, and the same sources would make another file.
    */
-  if (start >= end || !convert_wait_turn (c, &w->claim))
+  if (start >= end || !convert_wait_turn (c, &w->claim)
+      || !convert_may_clone (c))
     return 0;
   if (image_share (c->target, start, end - start, st, host + (start - offset),
                    c->opts->copy_in_kernel, &done, e) == -1)
