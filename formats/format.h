@@ -526,10 +526,12 @@ extern int format_foreign_error (const char *file, const char *foreign,
                                  struct error *e);
 
 /* The best probe; never NULL, raw when nothing is known.  FOREIGN is set to the
- * name of a format that we recognise and do not have ("vmdk"), else NULL.
+ * name of a format that we recognise and do not have ("vmdk"), else NULL.  ST:
+ * the object, for a magic at its end, or NULL.
  */
 extern const struct format_ops *format_probe (const uint8_t *buf, size_t len,
                                               uint64_t size,
+                                              struct storage *st,
                                               const char **foreign);
 enum { FORMAT_PROBE_SIZE = 2048 };
 

@@ -65,8 +65,25 @@ foreign_by_name (const char *name)
   return NULL;
 }
 
+/* Anybody who writes to a disk can put the magic there, so the name must say it
+ * too, as for QEMU.
+ */
+static bool
+is_dmg (struct storage *st)
+{
+  enum { TRAILER = 512 };
+  uint64_t size = storage_size (st);
+  size_t n = strlen (st->name);
+  struct error ignored = ERROR_INIT;
+  uint8_t magic[4];
+
+  return n > 4 && strcmp (st->name + n - 4, ".dmg") == 0 && size >= TRAILER
+    && storage_pread (st, magic, sizeof magic, size - TRAILER, &ignored) == 0
+    && memcmp (magic, "koly", 4) == 0;
+}
+
 static const char *
-probe_foreign (const uint8_t *buf, size_t len)
+probe_foreign (const uint8_t *buf, size_t len, struct storage *st)
 {
   for (size_t i = 0; i < NR_FOREIGNS; ++i) {
     const struct foreign *f = &foreigns[i];
@@ -75,7 +92,7 @@ probe_foreign (const uint8_t *buf, size_t len)
         && memcmp (buf + f->offset, f->magic, f->length) == 0)
       return f->name;
   }
-  return NULL;
+  return st && is_dmg (st) ? "dmg" : NULL;
 }
 
 const struct format_ops *
@@ -116,7 +133,7 @@ format_foreign_error (const char *file, const char *foreign, struct error *e)
 
 const struct format_ops *
 format_probe (const uint8_t *buf, size_t len, uint64_t size,
-              const char **foreign)
+              struct storage *st, const char **foreign)
 {
   const struct format_ops *best = &format_raw;
   int best_score = 0;
@@ -129,7 +146,7 @@ format_probe (const uint8_t *buf, size_t len, uint64_t size,
       best_score = score;
     }
   }
-  *foreign = best == &format_raw ? probe_foreign (buf, len) : NULL;
+  *foreign = best == &format_raw ? probe_foreign (buf, len, st) : NULL;
   return best;
 }
 

@@ -146,12 +146,13 @@ check_loop (const struct layer *top, const struct storage *st,
 }
 
 static const struct format_ops *
-probe (const struct storage *st, const uint8_t *head, struct error *e)
+probe (struct storage *st, const uint8_t *head, struct error *e)
 {
   const char *foreign;
   const struct format_ops *format;
 
-  format = format_probe (head, FORMAT_PROBE_SIZE, storage_size (st), &foreign);
+  format = format_probe (head, FORMAT_PROBE_SIZE, storage_size (st), st,
+                         &foreign);
   if (!foreign)
     return format;
   format_foreign_error (st->name, foreign, e);

@@ -210,6 +210,6 @@ image_probed_raw_write_ok (struct image *im, const void *buf, size_t len,
     memcpy (head + offset, buf, n);
   else
     memset (head + offset, 0, n);
-  return format_probe (head, sizeof head, storage_size (im->storage),
+  return format_probe (head, sizeof head, storage_size (im->storage), NULL,
                        &foreign) == &format_raw && !foreign;
 }

@@ -52,6 +52,21 @@ struct info_opts {
 extern int op_info (const struct info_opts *opts, json_t **result,
                     struct op_ctx *ctx, struct error *e);
 
+/* ---- lock ---- */
+
+struct lock_opts {
+  const char *name;             /* as the user wrote it */
+  const char *format;           /* -f, or NULL */
+  bool image_opts;
+};
+
+/* Who holds image locks on the file itself: an array of objects with "pid" and
+ * "command" (left out where they are not known), "writes", and the names of the
+ * permissions "held" and "unshared"; owned by the caller.
+ */
+extern int op_lock (const struct lock_opts *opts, json_t **result,
+                    struct error *e);
+
 /* ---- map ---- */
 
 struct map_opts {

@@ -580,6 +580,8 @@ open_or_make (const char *path, bool *created, struct error *e)
   }
   if (fd < 0 && errno == EEXIST)
     fd = open (path, O_RDWR | O_CREAT | OPEN_FLAGS, MODE);
+  if (fd < 0 && errno == ENXIO)
+    return open_failed (path, errno, e);
   if (fd < 0)
     return error_errno (e, errno, "Could not create '%s'", path);
   return fd;

@@ -15,152 +15,52 @@
 
 #include <config.h>
 
-#include <ctype.h>
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/log.h"
 #include "storage/file.h"
 
-enum { HELD_BASE = 100, UNSHARED_BASE = 200, NR_PERMISSIONS = 4 };
-
-static const char *const permission_names[NR_PERMISSIONS] = {
+static const char *const permission_names[LOCK_NR_PERMISSIONS] = {
   "consistent read", "write", "write unchanged", "resize",
 };
 
-/* ---- who holds it ---- */
-
 enum { HOLDER_SIZE = 128 };
 
-/* A line "lock:\t1: OFDLCK ADVISORY READ -1 08:01:77 100 101" of fdinfo: does
- * it cover BYTE?
- */
-static bool
-line_covers (const char *line, off_t byte)
-{
-  long long first, last;
-  char end[32];
-
-  if (strncmp (line, "lock:", 5) != 0
-      || sscanf (line, "lock: %*s %*s %*s %*s %*s %*s %lld %31s", &first,
-                 end) != 2)
-    return false;
-  last = strcmp (end, "EOF") == 0 ? INT64_MAX : strtoll (end, NULL, 10);
-  return first <= byte && byte <= last;
-}
-
-static bool
-fdinfo_covers (int fdinfo_dir, const char *number, off_t byte)
-{
-  CLEANUP_FCLOSE FILE *fp = NULL;
-  char line[256];
-  int fd = openat (fdinfo_dir, number, O_RDONLY | O_CLOEXEC);
-
-  if (fd < 0)
-    return false;
-  fp = fdopen (fd, "r");
-  if (!fp) {
-    close (fd);
-    return false;
-  }
-  while (fgets (line, sizeof line, fp))
-    if (line_covers (line, byte))
-      return true;
-  return false;
-}
-
-/* Does process PID hold the lock by a descriptor other than OWN? */
-static bool
-process_holds (const char *pid, int own, const struct stat *image, off_t byte)
-{
-  char path[64];
-  struct stat sb;
-  struct dirent *d;
-  DIR *dir;
-  bool found = false;
-
-  snprintf (path, sizeof path, "/proc/%.16s/fdinfo", pid);
-  dir = opendir (path);
-  if (!dir)
-    return false;
-  while (!found && (d = readdir (dir)) != NULL) {
-    if (!isdigit ((unsigned char) d->d_name[0])
-        || (own >= 0 && atoi (d->d_name) == own))
-      continue;
-    snprintf (path, sizeof path, "/proc/%.16s/fd/%.16s", pid, d->d_name);
-    found = stat (path, &sb) == 0 && sb.st_dev == image->st_dev
-      && sb.st_ino == image->st_ino
-      && fdinfo_covers (dirfd (dir), d->d_name, byte);
-  }
-  closedir (dir);
-  return found;
-}
-
-/* The command as /proc tells it, without characters that drive terminals. */
-static void
-describe_process (const char *pid, char *out)
-{
-  CLEANUP_CLOSE int fd = -1;
-  char path[64], command[32];
-  ssize_t n = 0;
-
-  snprintf (path, sizeof path, "/proc/%.16s/comm", pid);
-  fd = open (path, O_RDONLY | O_CLOEXEC);
-  if (fd >= 0)
-    n = read (fd, command, sizeof command - 1);
-  if (n < 0)
-    n = 0;
-  if (n > 0 && command[n - 1] == '\n')
-    n--;
-  command[n] = '\0';
-  for (char *p = command; *p; ++p)
-    if (!isprint ((unsigned char) *p))
-      *p = '?';
-  snprintf (out, HOLDER_SIZE, " It is held by process %.16s (%s).", pid,
-            n > 0 ? command : "unknown command");
-}
-
-/* OFD locks carry no process id, so look through the processes that this user
- * may see.  OUT has HOLDER_SIZE bytes; empty where nobody is found.
+/* Who has the lock on BYTE, as a sentence.  OUT has HOLDER_SIZE bytes; empty
+ * where nobody is found.
  */
 static void
-find_holder (int fd, off_t byte, char *out)
+find_holder (int fd, const char *name, off_t byte, char *out)
 {
-  struct stat image;
-  struct dirent *d;
-  char self[16];
-  bool own;
-  DIR *proc;
+  struct storage_lock_holder *list = NULL;
+  struct error ignored = ERROR_INIT;
+  size_t nr = 0;
 
   out[0] = '\0';
-  if (fstat (fd, &image) < 0)
+  if (lock_holders (fd, name, &list, &nr, &ignored) == -1)
     return;
-  proc = opendir ("/proc");
-  if (!proc)
-    return;
-  snprintf (self, sizeof self, "%ld", (long) getpid ());
-  while ((d = readdir (proc)) != NULL) {
-    if (!isdigit ((unsigned char) d->d_name[0]))
+  for (size_t i = 0; i < nr && !*out; ++i) {
+    const struct storage_lock_holder *h = &list[i];
+    bool has = byte < LOCK_UNSHARED_BASE
+      ? h->held >> (byte - LOCK_HELD_BASE) & 1
+      : h->unshared >> (byte - LOCK_UNSHARED_BASE) & 1;
+
+    if (!has || h->pid == 0)
       continue;
-    own = strcmp (d->d_name, self) == 0;
-    if (process_holds (d->d_name, own ? fd : -1, &image, byte)) {
-      if (own)
-        snprintf (out, HOLDER_SIZE,
-                  " It is in use already in this process.");
-      else
-        describe_process (d->d_name, out);
-      break;
-    }
+    if (h->pid == (long) getpid ())
+      snprintf (out, HOLDER_SIZE, " It is in use already in this process.");
+    else
+      snprintf (out, HOLDER_SIZE, " It is held by process %ld (%s).", h->pid,
+                *h->command ? h->command : "unknown command");
   }
-  closedir (proc);
+  free (list);
 }
 
 /* ---- single bytes ---- */
@@ -191,7 +91,7 @@ conflict (int fd, const char *name, int bit, bool shared, off_t byte,
 {
   char holder[HOLDER_SIZE];
 
-  find_holder (fd, byte, holder);
+  find_holder (fd, name, byte, holder);
   return error_set (e, EAGAIN, "Failed to get %s\"%s\" lock: Is another "
                     "process using the image [%s]?%s", shared ? "shared " : "",
                     permission_names[bit], name, holder);
@@ -219,7 +119,7 @@ test_byte (int fd, const char *name, int bit, bool shared, off_t byte,
 static void
 unset_bits (int fd, off_t base, unsigned bits)
 {
-  for (int i = 0; i < NR_PERMISSIONS; ++i)
+  for (int i = 0; i < LOCK_NR_PERMISSIONS; ++i)
     if (bits & (1u << i))
       set_byte (fd, F_UNLCK, base + i);
 }
@@ -230,7 +130,7 @@ set_bits (int fd, off_t base, unsigned bits, int *failed_bit)
 {
   int err;
 
-  for (int i = 0; i < NR_PERMISSIONS; ++i)
+  for (int i = 0; i < LOCK_NR_PERMISSIONS; ++i)
     if ((bits & (1u << i)) && set_byte (fd, F_RDLCK, base + i) < 0) {
       err = errno;
       unset_bits (fd, base, bits & ((1u << i) - 1));
@@ -246,7 +146,7 @@ set_failed (int fd, const char *name, int err, int bit, off_t base,
             struct error *e)
 {
   if (is_conflict (err))
-    return conflict (fd, name, bit, base == UNSHARED_BASE, base + bit, e);
+    return conflict (fd, name, bit, base == LOCK_UNSHARED_BASE, base + bit, e);
   return error_errno (e, err, "%s: set a lock", name);
 }
 
@@ -257,12 +157,12 @@ set_all (int fd, const char *name, unsigned held, unsigned unshared,
 {
   int bit, err;
 
-  if (set_bits (fd, HELD_BASE, held, &bit) < 0)
-    return set_failed (fd, name, errno, bit, HELD_BASE, e);
-  if (set_bits (fd, UNSHARED_BASE, unshared, &bit) < 0) {
+  if (set_bits (fd, LOCK_HELD_BASE, held, &bit) < 0)
+    return set_failed (fd, name, errno, bit, LOCK_HELD_BASE, e);
+  if (set_bits (fd, LOCK_UNSHARED_BASE, unshared, &bit) < 0) {
     err = errno;
-    unset_bits (fd, HELD_BASE, held);
-    return set_failed (fd, name, err, bit, UNSHARED_BASE, e);
+    unset_bits (fd, LOCK_HELD_BASE, held);
+    return set_failed (fd, name, err, bit, LOCK_UNSHARED_BASE, e);
   }
   return 0;
 }
@@ -274,12 +174,12 @@ static int
 test_all (int fd, const char *name, unsigned held, unsigned unshared,
           struct error *e)
 {
-  for (int i = 0; i < NR_PERMISSIONS; ++i) {
+  for (int i = 0; i < LOCK_NR_PERMISSIONS; ++i) {
     if ((held & (1u << i))
-        && test_byte (fd, name, i, false, UNSHARED_BASE + i, e) < 0)
+        && test_byte (fd, name, i, false, LOCK_UNSHARED_BASE + i, e) < 0)
       return -1;
     if ((unshared & (1u << i))
-        && test_byte (fd, name, i, true, HELD_BASE + i, e) < 0)
+        && test_byte (fd, name, i, true, LOCK_HELD_BASE + i, e) < 0)
       return -1;
   }
   return 0;
@@ -298,12 +198,12 @@ change_locked (struct image_lock *lock, int fd, const char *name,
   if (set_all (fd, name, new_held, new_unshared, e) < 0)
     return -1;
   if (test_all (fd, name, held, unshared, e) < 0) {
-    unset_bits (fd, HELD_BASE, new_held);
-    unset_bits (fd, UNSHARED_BASE, new_unshared);
+    unset_bits (fd, LOCK_HELD_BASE, new_held);
+    unset_bits (fd, LOCK_UNSHARED_BASE, new_unshared);
     return -1;
   }
-  unset_bits (fd, HELD_BASE, lock->held & ~held);
-  unset_bits (fd, UNSHARED_BASE, lock->unshared & ~unshared);
+  unset_bits (fd, LOCK_HELD_BASE, lock->held & ~held);
+  unset_bits (fd, LOCK_UNSHARED_BASE, lock->unshared & ~unshared);
   lock->held = held;
   lock->unshared = unshared;
   return 0;

@@ -270,6 +270,18 @@ extern int storage_extents (struct storage *, uint64_t offset, uint64_t len,
 extern int storage_lock (struct storage *, unsigned held, unsigned unshared,
                          struct error *);
 
+/* Who holds image locks on the object, but for ST itself: *HOLDERS (free it) of
+ * *NR.  ENOTSUP where the object has none.
+ */
+struct storage_lock_holder {
+  long pid;                   /* 0 = locks whose process was not found */
+  char command[32];           /* as /proc tells it, printable; "" = unknown */
+  unsigned held, unshared;    /* bits of enum storage_permission */
+};
+extern int storage_lock_holders (struct storage *st,
+                                 struct storage_lock_holder **holders,
+                                 size_t *nr, struct error *e);
+
 /* Ask again how large the object is. */
 extern int storage_refresh_size (struct storage *, struct error *);
 

@@ -11,7 +11,7 @@ page=$SRCDIR/docs/compatibility.md
 
 commands () {
   "$NBDIMG" --help |
-    sed -nE '/^Commands:/,/^$/{/not built yet/d; s/^  ([a-z]+) .*/\1/p}'
+    sed -nE '/^Commands:/,/^$/{s/^  ([a-z]+) .*/\1/p}'
 }
 
 # Those that the head of the table deals with for all commands.

@@ -34,6 +34,8 @@ load lib
 
 @test "a device that is too small is told, and never removed" {
   start_server memory 64k
+  expect_error 1 'it is a socket' "$NBDIMG" create -q -f raw "$SOCKET" 1M
+  [ -S "$SOCKET" ]
   expect_error 1 'bytes' "$NBDIMG" create -q -f qcow2 "$URI" 50M
   nbdinfo --size "$URI"
 }

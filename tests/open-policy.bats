@@ -193,6 +193,22 @@ h.pwrite (b"q", 0)
   done
 }
 
+@test "dmg, bochs and cloop are named too; a dmg by its end and its name" {
+  local format head
+  for format in bochs cloop; do
+    head='Bochs Virtual HD Image'
+    [ $format = bochs ] || head=$'#!/bin/sh\n#V2.0 Format\nmodprobe cloop'
+    { printf '%s' "$head" && head -c 4096 /dev/zero; } >foreign
+    expect_error 1 "[ qemu-nbd -r -f $format foreign ]" "$NBDIMG" info foreign
+  done
+  truncate -s 1M disk.dmg
+  "$NBDIMG" info disk.dmg | grep 'file format: raw'
+  printf koly | dd of=disk.dmg bs=512 seek=2047 conv=notrunc status=none
+  expect_error 1 "[ qemu-nbd -r -f dmg disk.dmg ]" "$NBDIMG" info disk.dmg
+  cp disk.dmg disk
+  "$NBDIMG" info disk | grep 'file format: raw'
+}
+
 @test "a format that is named wrongly is an error, not a guess" {
   truncate -s 1M disk
   expect_error 1 'not in qcow2 format' "$NBDIMG" info -f qcow2 disk

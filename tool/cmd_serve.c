@@ -178,7 +178,8 @@ parse_options (struct tool_args *args, struct request *rq)
     /* What qemu-nbd has and we do not. */
     { "allocation-depth", 'A', .value = "",
       .refused = "nbdkit has base:allocation only; use \"nbdimg map\"" },
-    { "bitmap", 'B', .refused = "persistent bitmaps are not built yet" },
+    { "bitmap", 'B', .refused = "bitmaps are not exported yet; "
+      "qemu-nbd -r -B NAME is" },
     { "connect", 'c', .refused = "serve with -k PATH, then: nbd-client "
       "-unix PATH /dev/nbdX" },
     { "disconnect", 'd', .value = "",

@@ -23,7 +23,7 @@ const char *program = "nbdimg";
 
 struct command {
   const char *name;
-  int (*run) (int argc, char **argv);   /* NULL: not built yet */
+  int (*run) (int argc, char **argv);
   const char *summary;
 };
 
@@ -39,6 +39,7 @@ static const struct command commands[] = {
   { "dd", cmd_dd, "copy blocks" },
   { "info", cmd_info, "tell what an image is" },
   { "io", cmd_io, "a shell of reads and writes" },
+  { "lock", cmd_lock, "tell which programs use an image" },
   { "map", cmd_map, "tell where in its files the data of an image lie" },
   { "measure", cmd_measure, "tell how large an image will be" },
   { "rebase", cmd_rebase, "change the backing file of an image" },
@@ -74,8 +75,7 @@ print_help (void)
           "                   print the debug messages of the library\n\n"
           "Commands:\n", program);
   for (size_t i = 0; i < NR_COMMANDS; ++i)
-    printf ("  %-10s %s%s\n", commands[i].name, commands[i].summary,
-            commands[i].run ? "" : " (not built yet)");
+    printf ("  %-10s %s\n", commands[i].name, commands[i].summary);
   fputs ("\nSupported formats:", stdout);
   for (size_t i = 0; formats[i]; ++i)
     printf (" %s", formats[i]->name);
@@ -134,14 +134,9 @@ finish (int status)
 static int
 run_command (int argc, char **argv)
 {
-  for (size_t i = 0; i < NR_COMMANDS; ++i) {
-    if (strcmp (commands[i].name, argv[0]) != 0)
-      continue;
-    if (commands[i].run)
+  for (size_t i = 0; i < NR_COMMANDS; ++i)
+    if (strcmp (commands[i].name, argv[0]) == 0)
       return commands[i].run (argc, argv);
-    tool_error ("the command '%s' is not built yet", argv[0]);
-    return 1;
-  }
   return tool_misuse ("Command not found: %s", argv[0]);
 }
 

@@ -40,6 +40,7 @@ extern int cmd_create (int argc, char **argv);
 extern int cmd_dd (int argc, char **argv);
 extern int cmd_info (int argc, char **argv);
 extern int cmd_io (int argc, char **argv);
+extern int cmd_lock (int argc, char **argv);
 extern int cmd_map (int argc, char **argv);
 extern int cmd_measure (int argc, char **argv);
 extern int cmd_rebase (int argc, char **argv);
