@@ -238,3 +238,17 @@ content () {
   stop_server
   "$NBDIMG" snapshot -c x a.qcow2
 }
+
+@test "zeroes that a snapshot shares, at the end of the disk, can be written" {
+  # With subclusters; the cluster is copied, and no byte of it but the first
+  # ones has to be in the file.
+  qemu-img create -q -f qcow2 -o extended_l2=on x.qcow2 776k
+  "$NBDIMG" io -c 'write -q -P 5 0 500k' -c 'write -q -z 508416 286208' x.qcow2
+  "$NBDIMG" snapshot -c s x.qcow2
+  "$NBDIMG" io -c 'write -q -z 768k 2560' x.qcow2
+  "$NBDIMG" io -r -c 'read -q -P 0 508416 286208' x.qcow2 >out
+  [ ! -s out ]
+  qemu-io -r -c 'read -q -P 0 508416 286208' x.qcow2 >out
+  [ ! -s out ]
+  qemu-img check -q x.qcow2
+}

@@ -282,15 +282,16 @@ map_locked (struct qcow2 *q, struct slice_op *op, struct format_view *view,
   return 1;
 }
 
-/* Is [host, ...) of M behind the end of the file?  What begins before it may
- * reach over it: the tail of a cluster need not have been written.
+/* Does the cluster of M begin behind the end of the file?  One that begins
+ * before it may reach over it: zeroes at its end need not have been written,
+ * and be they whole subclusters.
  */
 static bool
 is_cut_off (const struct qcow2 *q, const struct mapping *m)
 {
   return (m->kind == MAP_DATA || m->kind == MAP_DATA_COW)
     && m->storage == MAP_IN_IMAGE
-    && round_down (m->host, q->subcluster_size)
+    && round_down (m->host, q->cluster_size)
       >= storage_size (q->format.storage);
 }
 
@@ -302,7 +303,7 @@ is_cut_off (const struct qcow2 *q, const struct mapping *m)
 static int
 check_end (struct qcow2 *q, struct mapping *m, struct error *e)
 {
-  uint64_t size, unit = q->subcluster_size;
+  uint64_t size, unit = q->cluster_size;
 
   if (is_cut_off (q, m)) {
     if (storage_refresh_size (q->format.storage, e) == -1)
