@@ -243,3 +243,22 @@ twin () {
     done
   done
 }
+
+@test "a smaller disk costs no data that refcounts do not know of" {
+  local entry
+  # The tail of the disk lies in front; what lies behind it has its refcounts
+  # in the last block, which the table does not lead to.
+  qemu-img create -q -f qcow2 -o cluster_size=512 good.qcow2 1M
+  qemu-io -d unmap -c 'write -q -P 7 512k 512k' -c 'write -q -P 7 0 512k' \
+    -c 'discard -q 512k 64k' good.qcow2
+  for entry in 0000000000400000 0000000000000000 0000000000000001; do
+    cp good.qcow2 bad.qcow2
+    poke bad.qcow2 $((512 + 8 * 8)) $entry
+    "$NBDIMG" resize -q --shrink bad.qcow2 1000k 2>err
+    grep -q 'not cut' err
+    "$NBDIMG" check -q -r all bad.qcow2
+    qemu-io -r -c 'read -q -P 7 0 512k' bad.qcow2 >out
+    [ ! -s out ]
+    qemu-img check -q bad.qcow2
+  done
+}

@@ -5,6 +5,9 @@
  * behind the last cluster in use.  Layer: formats.  Locking: structural.
  * Specification: "Host cluster management".
  *
+ * Refcounts say where the last cluster in use is, so they must be right, or what
+ * a repair could still have saved is cut off: first comes a check.
+ *
  * Order on disk: the refcount table without an empty block => the block's own
  * cluster is free => the file is cut.  A crash leaks blocks at most.
  */
@@ -13,6 +16,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/cleanup.h"
 #include "common/log.h"
@@ -125,8 +129,26 @@ cut_storage (struct cut *c)
   mutex_unlock (&q->mutex);
 }
 
-int
-qcow2_cut_file (struct qcow2 *q, struct error *e)
+/* Is every cluster in use counted? */
+static int
+can_trust_refcounts (struct qcow2 *q, bool *can, struct error *e)
+{
+  const struct format_check_options o = { .repair = REPAIR_NONE };
+  struct format_check_result r;
+
+  memset (&r, 0, sizeof r);
+  if (qcow2_check (&q->format, &o, &r, e) == -1)
+    return -1;
+  *can = r.corruptions == 0 && r.check_errors == 0;
+  if (!*can)
+    log_warning ("%s: the file is not cut behind the last cluster in use, since"
+                 " the image has errors: check and repair it",
+                 q->format.storage->name);
+  return 0;
+}
+
+static int
+cut (struct qcow2 *q, struct error *e)
 {
   size_t len = (size_t) q->refcount_table_clusters << q->cluster_bits;
   CLEANUP_FREE uint8_t *table = malloc (len), *block = NULL;
@@ -139,4 +161,14 @@ qcow2_cut_file (struct qcow2 *q, struct error *e)
     return -1;
   cut_storage (&c);
   return storage_flush (q->format.storage, e);
+}
+
+int
+qcow2_cut_file (struct qcow2 *q, struct error *e)
+{
+  bool can;
+
+  if (can_trust_refcounts (q, &can, e) == -1)
+    return -1;
+  return can ? cut (q, e) : 0;
 }
