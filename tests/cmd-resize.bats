@@ -227,6 +227,14 @@ twin () {
   [[ $stderr == *"Input/output error"* ]]
 }
 
+@test "what failed is told with the name of its file" {
+  need_test_storage
+  random_image flat 512k 4
+  qemu-img convert -f raw -O vdi flat a.vdi
+  NBDIMG_TEST_STORAGE="fault:op=zero,index=1" \
+    expect_error 1 "a.vdi: zero at" "$NBDIMG" resize a.vdi 3M
+}
+
 @test "a full disk: the old size stays, and nothing is damaged" {
   need_test_storage
   make_images

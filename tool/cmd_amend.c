@@ -118,7 +118,7 @@ parse (struct tool_args *args, struct request *rq)
 static int
 fail (const struct request *rq, const struct error *e)
 {
-  tool_error ("%s", tool_without_name (rq->image.name, e));
+  tool_fail_image (rq->image.name, e);
   if (e->err == ENOENT)
     fputs ("This option is only supported for image creation\n", stderr);
   if (e->err == EPERM)

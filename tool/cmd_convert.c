@@ -309,7 +309,7 @@ copy_bitmaps (struct convert_request *rq, struct convert_target *t,
       || op_copy_bitmaps (rq->opts.sources[0], t->im, ctx, &e) == 0)
     return 0;
   tool_progress_end ();
-  tool_error ("%s", tool_without_name (t->im->name, &e));
+  tool_fail_image (t->im->name, &e);
   return -1;
 }
 

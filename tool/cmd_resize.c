@@ -125,7 +125,7 @@ resize (const struct request *rq, struct image *im)
 
   if (op_resize (im, &rq->opts, &result, &ctx, &e) == 0)
     return 0;
-  tool_error ("%s", tool_without_name (rq->image.name, &e));
+  tool_fail_image (rq->image.name, &e);
   if (result.needs_shrink)
     log_warning ("Shrinking an image will delete all data beyond the shrunken "
                  "image's end. Before performing such an operation, make sure "

@@ -83,6 +83,18 @@ tool_without_name (const char *name, const struct error *e)
 }
 
 int
+tool_fail_image (const char *name, const struct error *e)
+{
+  switch (e->err) {
+  case EINVAL: case ENOTSUP: case ENOENT: case EPERM: case EEXIST:
+    tool_error ("%s", tool_without_name (name, e));
+    return 1;
+  default:
+    return tool_fail (e);
+  }
+}
+
+int
 tool_misuse (const char *fmt, ...)
 {
   va_list ap;

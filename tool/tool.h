@@ -67,6 +67,11 @@ extern void tool_error (const char *fmt, ...)
 /* Print what is in E.  Returns 1, the exit code. */
 extern int tool_fail (const struct error *e);
 
+/* The same for one image: what is refused is said without the name, as qemu-img
+ * says it, but where something failed the message names its file.
+ */
+extern int tool_fail_image (const char *name, const struct error *e);
+
 /* The text of E without "NAME: " in front, for a message that says the name
  * itself.  Borrowed from E.
  */
