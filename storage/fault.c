@@ -10,7 +10,7 @@
  *   rate=P          fail P of 1000, chosen by seed=S (default 0)
  *   errno=EIO       the error: EIO, ENOSPC, ENOMEM, EDQUOT, EROFS, EINVAL,
  *                   ENOTSUP, ETIMEDOUT, ENXIO, or a number; default EIO
- *   short=1         the first half of the bytes is done before it fails
+ *   short=1         the first half of the sectors is done before it fails
  *   kill=1          the process is killed there (SIGKILL), nothing fails
  *   delay=N         each request takes N microseconds more: a short run lasts
  *                   long enough to be killed at a moment of its own
@@ -125,6 +125,17 @@ fail (struct fault *f, const char *what, uint64_t offset, struct error *e)
                       f->wrapper.base.name, what, offset);
 }
 
+/* The bytes that are done with short=1.  They end with a sector: neither a disk
+ * nor a killed process's write to the page cache leaves half of one.
+ */
+static uint64_t
+first_half (uint64_t offset, uint64_t len)
+{
+  uint64_t end = round_down (offset + len / 2, 512);
+
+  return end > offset ? end - offset : 0;
+}
+
 /* ---- the driver ---- */
 
 static int
@@ -136,7 +147,8 @@ fault_pread (struct storage *st, void *buf, size_t len, uint64_t offset,
   if (!must_fail (f, OP_READ))
     return storage_pread (f->wrapper.inner, buf, len, offset, e);
   if (f->half)
-    storage_pread (f->wrapper.inner, buf, len / 2, offset, e);
+    storage_pread (f->wrapper.inner, buf, (size_t) first_half (offset, len),
+                   offset, e);
   return fail (f, "read", offset, e);
 }
 
@@ -149,7 +161,8 @@ fault_pwrite (struct storage *st, const void *buf, size_t len,
   int r = 0;
 
   if (!failing || f->half)
-    r = storage_pwrite (f->wrapper.inner, buf, failing ? len / 2 : len,
+    r = storage_pwrite (f->wrapper.inner, buf,
+                        failing ? (size_t) first_half (offset, len) : len,
                         offset, flags, e);
   wrapper_note_growth (st);
   return failing ? fail (f, "write", offset, e) : r;
@@ -164,8 +177,8 @@ fault_zero (struct storage *st, uint64_t offset, uint64_t len,
   int r = 0;
 
   if (!failing || f->half)
-    r = storage_zero (f->wrapper.inner, offset, failing ? len / 2 : len,
-                      flags, e);
+    r = storage_zero (f->wrapper.inner, offset,
+                      failing ? first_half (offset, len) : len, flags, e);
   wrapper_note_growth (st);
   return failing ? fail (f, "zero", offset, e) : r;
 }
@@ -179,7 +192,8 @@ fault_trim (struct storage *st, uint64_t offset, uint64_t len,
   if (!must_fail (f, OP_TRIM))
     return storage_trim (f->wrapper.inner, offset, len, flags, e);
   if (f->half)
-    storage_trim (f->wrapper.inner, offset, len / 2, flags, e);
+    storage_trim (f->wrapper.inner, offset, first_half (offset, len),
+                  flags, e);
   return fail (f, "trim", offset, e);
 }
 

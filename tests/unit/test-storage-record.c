@@ -374,7 +374,7 @@ test_fault_ops (void)
   struct storage *st = faulty (memory (100), "op=any,index=1,count=0,"
                                "errno=ENOSPC,short=1");
   struct storage *inner;
-  char buf[8] = "12345678";
+  char buf[8] = "12345678", sectors[2048] = "";
 
   unit_begin ("every request can fail, with the errno that was asked for");
   CHECK_FAILS (storage_pread (st, buf, 1, 0, &e), &e, ENOSPC);
@@ -384,16 +384,19 @@ test_fault_ops (void)
   CHECK_FAILS (storage_truncate (st, 1, &e), &e, ENOSPC);
   CHECK (storage_size (st) == 100);
 
-  unit_begin ("short=1 does the first half");
-  memcpy (buf, "12345678", 8);
-  CHECK_FAILS (storage_pwrite (st, buf, 8, 100, 0, &e), &e, ENOSPC);
-  CHECK (storage_size (st) == 104);
+  unit_begin ("short=1 does the first half, and no part of a sector");
+  CHECK_FAILS (storage_pwrite (st, sectors, 2048, 100, 0, &e), &e, ENOSPC);
+  CHECK (storage_size (st) == 1024);
+  CHECK_FAILS (storage_pwrite (st, sectors, 8, 1024, 0, &e), &e, ENOSPC);
+  CHECK (storage_size (st) == 1024);
   storage_close (st);
   inner = memory (0);
   st = faulty (inner, "index=1,short=1");
-  CHECK_FAILS (storage_pwrite (st, "12345678", 8, 0, 0, &e), &e, EIO);
-  CHECK_OK (storage_pread (inner, buf, 8, 0, &e), &e);
-  CHECK (memcmp (buf, "1234\0\0\0\0", 8) == 0);
+  memset (sectors, 7, sizeof sectors);
+  CHECK_FAILS (storage_pwrite (st, sectors, 2048, 0, 0, &e), &e, EIO);
+  memset (sectors, 0, sizeof sectors);
+  CHECK_OK (storage_pread (inner, sectors, 2048, 0, &e), &e);
+  CHECK (sectors[0] == 7 && sectors[1023] == 7 && sectors[1024] == 0);
   storage_close (st);
 }
 
@@ -435,6 +438,7 @@ test_fault_count (void)
 static void
 test_fault_kill (void)
 {
+  static const char sectors[1024];
   struct error e = ERROR_INIT;
   struct storage *st;
   struct stat sb;
@@ -448,13 +452,13 @@ test_fault_kill (void)
 
     st = storage_file_create ("killed", false, &o, &created, &e);
     st = faulty (st, "op=write,index=2,kill=1,short=1");
-    storage_pwrite (st, "1234", 4, 0, 0, &e);
-    storage_pwrite (st, "5678", 4, 4, 0, &e);
+    storage_pwrite (st, sectors, 512, 0, 0, &e);
+    storage_pwrite (st, sectors, 1024, 512, 0, &e);
     _exit (1);
   }
   CHECK (waitpid (pid, &status, 0) == pid);
   CHECK (WIFSIGNALED (status) && WTERMSIG (status) == SIGKILL);
-  CHECK (stat ("killed", &sb) == 0 && sb.st_size == 6);
+  CHECK (stat ("killed", &sb) == 0 && sb.st_size == 1024);
   unlink ("killed");
 }
 
