@@ -30,7 +30,7 @@ import sys
 import time
 
 from torture_image import Folder, Wrong, escaped, finish, run, spawn
-from torture_rules import DONE, FAILED, KILLED, Round
+from torture_rules import DONE, FAILED, GONE, KILLED, Round
 from torture_table import Maker, all_rows
 
 # What happens at request N; "for good": at all those behind it too.
@@ -77,6 +77,7 @@ class Victim:
         self.printed = self.undisturbed("").out
         for rule in self.row.rules:
             rule.note_new(self.nbdimg, self.cwd)
+        self.names = set(os.listdir(self.cwd))
         self.requests = self.count()
 
     def undisturbed(self, spec):
@@ -115,7 +116,7 @@ class Victim:
         try:
             ended = self.ending(mode, end)
             self.counts[mode, ended] += 1
-            which = self.verdict(ended)
+            which = self.verdict(ended, GONE in end.err)
         except Wrong as e:
             self.counts["findings"] += 1
             self.findings.append("%s (%s): %s\n    %s" % (
@@ -139,16 +140,18 @@ class Victim:
             raise Wrong("it failed, and says that it is done")
         if REASONS[mode.split()[0]] not in end.err:
             raise Wrong("the message does not give the reason")
+        if not self.names.intersection(re.findall(r"([\w.]+)[':]", end.err)):
+            raise Wrong("the message does not name a file")
         return FAILED
 
-    def verdict(self, ended):
+    def verdict(self, ended, warned):
         """What the rules say.  They have seen most states before."""
         folder = Folder(self.cwd)
-        key = folder.digest(), ended
+        key = folder.digest(), ended, warned
         if key not in self.verdicts:
             self.verdicts[key] = None
             try:
-                self.verdicts[key] = self.look(ended, folder)
+                self.verdicts[key] = self.look(ended, folder, warned)
             except Wrong as e:
                 self.verdicts[key] = e
                 raise
@@ -156,8 +159,8 @@ class Victim:
             raise self.verdicts[key]
         return self.verdicts[key]
 
-    def look(self, ended, folder):
-        r = Round(self.nbdimg, self.cwd, ended, self.row.mendable)
+    def look(self, ended, folder, warned):
+        r = Round(self.nbdimg, self.cwd, ended, self.row.mendable, warned)
         which = [rule.judge(r) for rule in self.row.rules]
         if ended != DONE:
             self.go_on(folder, which)

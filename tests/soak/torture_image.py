@@ -240,9 +240,10 @@ def check(tool, image, cwd, repair=None):
     return run([tool, "check"] + args + image.arguments(), cwd, ok=None)
 
 
-def check_image(nbdimg, image, cwd, mendable):
-    """Leaks at most; or it says that it is dirty (or MENDABLE), and a repair by
-    either program ends clean.  Returns clean, leaks, dirty or errors.
+def check_image(nbdimg, image, cwd, mendable=None):
+    """Leaks at most; or the image says that it is dirty, or all errors are such
+    as MENDABLE (line of check) is true for.  Returns clean, leaks, dirty or
+    errors.
     """
     if image.fmt == "raw":
         return "clean"
@@ -254,11 +255,17 @@ def check_image(nbdimg, image, cwd, mendable):
         end = check(tool, image, cwd)
         if end.status == LEAKS:
             worst = "leaks" if worst == "clean" else worst
-        elif end.status == 2 and (dirty or mendable):
+        elif end.status == 2 and (dirty or mendable and all(
+                map(mendable, error_lines(end)))):
             worst = "errors"
         elif end.status not in (0, NO_CHECK):
             raise Wrong(str(end))
     return "dirty" if dirty else worst
+
+
+def error_lines(end):
+    return [line for line in (end.out + end.err).splitlines()
+            if line.startswith("ERROR")]
 
 
 def check_sound(nbdimg, image, cwd):

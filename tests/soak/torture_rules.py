@@ -3,7 +3,7 @@
 
 """What may be there after a command that was cut off: the judges of torture.py.
 
-A rule looks at one file of the folder.  Each is told how the command ended: DONE
+A rule looks at one file of the folder.  It is told how the command ended: DONE
 (status 0), FAILED (it said so) or KILLED.
 """
 
@@ -15,14 +15,18 @@ from torture_image import (SECTOR, Wrong, check_image, check_repairs,
                            read_file, run, state_of)
 
 DONE, FAILED, KILLED = "done", "failed", "killed"
+GONE = "old content is gone"
 
 
 class Round:
-    """What a judge needs to know of the round."""
+    """What a judge needs to know of the round: WARNED when the command said
+    that a file has lost its old content.
+    """
 
-    def __init__(self, nbdimg, cwd, ended, mendable):
+    def __init__(self, nbdimg, cwd, ended, mendable=None, warned=False):
         self.nbdimg, self.cwd, self.ended = nbdimg, cwd, ended
-        self.mendable = mendable
+        self.mendable = None if ended == DONE else mendable
+        self.warned = warned
 
     def path(self, name):
         return os.path.join(self.cwd, name)
@@ -41,7 +45,7 @@ class Rule:
 
     def judge_again(self, nbdimg, cwd):
         """The command was given once more, and said that it is done."""
-        self.judge(Round(nbdimg, cwd, DONE, False))
+        self.judge(Round(nbdimg, cwd, DONE))
 
 
 class Keep(Rule):
@@ -54,7 +58,7 @@ class Keep(Rule):
         self.bytes = read_file(os.path.join(cwd, self.name))
 
     def note_new(self, nbdimg, cwd):
-        self.judge(Round(nbdimg, cwd, DONE, False))
+        self.judge(Round(nbdimg, cwd, DONE))
 
     def judge(self, r):
         if not os.path.exists(r.path(self.name)):
@@ -65,7 +69,7 @@ class Keep(Rule):
 
 
 class Gone(Rule):
-    """A file that a command makes beside its target: not there when it fails."""
+    """A file that is made beside the target: not there when that fails."""
 
     def __init__(self, name):
         self.name = name
@@ -87,16 +91,15 @@ class Whole(Rule):
         self.image = image
 
     def note_old(self, nbdimg, cwd):
-        check_image(nbdimg, self.image, cwd, True)
+        check_image(nbdimg, self.image, cwd, lambda line: True)
         self.old = state_of(nbdimg, self.image, cwd)
 
     def note_new(self, nbdimg, cwd):
-        check_image(nbdimg, self.image, cwd, False)
+        check_image(nbdimg, self.image, cwd)
         self.new = state_of(nbdimg, self.image, cwd)
 
     def judge(self, r):
-        condition = check_image(r.nbdimg, self.image, r.cwd,
-                                r.mendable and r.ended != DONE)
+        condition = check_image(r.nbdimg, self.image, r.cwd, r.mendable)
         got = state_of(r.nbdimg, self.image, r.cwd)
         if r.ended == DONE:
             which = self.must_be(got, self.new, "new")
@@ -249,7 +252,7 @@ class Made(Rule):
         self.blank = content_of(nbdimg, self.base, cwd) if self.base else b""
 
     def note_new(self, nbdimg, cwd):
-        check_image(nbdimg, self.image, cwd, False)
+        check_image(nbdimg, self.image, cwd)
         self.new = state_of(nbdimg, self.image, cwd)
 
     def judge(self, r):
@@ -261,8 +264,15 @@ class Made(Rule):
             raise Wrong("%s is left behind" % self.image.name)
         if r.ended == KILLED and self.unfinished(r):
             return "unfinished"
-        check_image(r.nbdimg, self.image, r.cwd, False)
+        condition = check_image(r.nbdimg, self.image, r.cwd, r.mendable)
         got = state_of(r.nbdimg, self.image, r.cwd)
+        which = self.complete_or_part(r, got)
+        if condition == "clean":
+            return which
+        check_repairs(r.nbdimg, self.image, r.cwd, got.content)
+        return which + "+" + condition
+
+    def complete_or_part(self, r, got):
         if got == self.new:
             return "new"
         if r.ended == DONE:
@@ -310,8 +320,8 @@ class MadeSecret(Made):
 
 
 class Replaced(Made):
-    """The same over a file that was there: it is still there when the command
-    fails, and has its old content until the first change to it.
+    """The same over a file that was there: it stays when the command fails,
+    which says so when the old content does not.
     """
 
     def note_old(self, nbdimg, cwd):
@@ -325,6 +335,9 @@ class Replaced(Made):
         if r.ended != DONE:
             if read_file(path) == self.bytes:
                 return "old"
+            if r.ended == FAILED and not r.warned:
+                raise Wrong("%s: the old content is gone without a word"
+                            % self.image.name)
             if self.unfinished(r):
                 return "unfinished"
             r = Round(r.nbdimg, r.cwd, KILLED, r.mendable)
