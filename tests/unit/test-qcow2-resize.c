@@ -138,10 +138,7 @@ static uint64_t seed;
 static uint64_t
 rnd (uint64_t below)
 {
-  uint64_t v;
-
-  unit_random (&v, sizeof v, ++seed);
-  return v % below;
+  return unit_below (&seed, below);
 }
 
 static void

@@ -121,6 +121,16 @@ unit_random (void *buf, size_t len, uint64_t seed)
   }
 }
 
+/* The next number below BELOW of the row that begins with SEED. */
+static inline uint64_t
+unit_below (uint64_t *seed, uint64_t below)
+{
+  uint64_t v;
+
+  unit_random (&v, sizeof v, ++*seed);
+  return v % below;
+}
+
 static inline void *
 unit_alloc (size_t size)
 {
