@@ -69,22 +69,13 @@ same_disks () {
   need qemu-img qemu-io
   local size area
   for size in 512 1049088 5000192 2T; do
-    rm -f raw ours theirs
     area=$size
     [ $size != 2T ] || area=9000448
-    qemu-img create -q -f raw raw $size
-    "$NBDIMG" create -q -f qcow ours $size
-    qemu-img create -q -f qcow theirs $size
-    random_requests 1 $area >requests
-    qemu-io -f raw raw <requests >/dev/null
-    "$NBDIMG" io -f qcow ours <requests >/dev/null
-    qemu-io -f qcow theirs <requests >/dev/null
+    new_disks qcow $size
+    same_requests qcow 1 $area ours theirs
     same_disks $size
     # each goes on where the other one stopped
-    random_requests 2 $area >requests
-    qemu-io -f raw raw <requests >/dev/null
-    "$NBDIMG" io -f qcow theirs <requests >/dev/null
-    qemu-io -f qcow ours <requests >/dev/null
+    same_requests qcow 2 $area theirs ours
     same_disks $size
   done
 }

@@ -68,16 +68,10 @@ clean () {
   local size
   local area
   for size in 512 1049088 5000192 2T; do
-    rm -f raw ours theirs
     area=$size
     [ $size != 2T ] || area=9000448
-    qemu-img create -q -f raw raw $size
-    "$NBDIMG" create -q -f vdi ours $size
-    qemu-img create -q -f vdi theirs $size
-    random_requests 1 $area >requests
-    qemu-io -f raw raw <requests >/dev/null
-    "$NBDIMG" io -f vdi ours <requests >/dev/null
-    qemu-io -f vdi theirs <requests >/dev/null
+    new_disks vdi $size
+    same_requests vdi 1 $area ours theirs
     qemu-img compare -f raw -F vdi raw ours
     "$NBDIMG" compare -f raw -F vdi raw theirs
     clean ours

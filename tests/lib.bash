@@ -284,6 +284,23 @@ random_requests () {
     }' -- "$@"
 }
 
+# new_disks FORMAT SIZE: the same empty disk thrice: raw, ours and theirs
+new_disks () {
+  rm -f raw ours theirs
+  qemu-img create -q -f raw raw "$2"
+  "$NBDIMG" create -q -f "$1" ours "$2"
+  qemu-img create -q -f "$1" theirs "$2"
+}
+
+# same_requests FORMAT SEED SIZE A B: random_requests on the file raw; on A by
+# nbdimg io, on B by qemu-io
+same_requests () {
+  random_requests "$2" "$3" >requests
+  qemu-io -f raw raw <requests >/dev/null
+  "$NBDIMG" io -f "$1" "$4" <requests >/dev/null
+  qemu-io -f "$1" "$5" <requests >/dev/null
+}
+
 # poke FILE OFFSET HEX: write bytes into a file
 poke () {
   printf '%s' "$3" | xxd -r -p |
