@@ -235,8 +235,9 @@ struct format_bitmap {
   char *name;                   /* owned */
   uint64_t granularity;         /* bytes */
   bool enabled;                 /* told of every change */
-  bool inconsistent;            /* in use when the image was opened: nobody knows
-                                   what it missed; it can only be removed */
+  bool inconsistent;            /* in use when the image was opened: nobody
+                                   knows what it missed; it can only be
+                                   removed */
 };
 extern void format_bitmaps_free (struct format_bitmap *, size_t nr);
 

@@ -16,7 +16,8 @@ extern int preallocation_option (const struct format_create_options *,
                                  struct error *e);
 
 /* The same for a format whose new images have nothing but tables: the mode is
- * looked at, and a warning says that WHAT ("a qed image") takes its space later.
+ * looked at, and a warning says that WHAT ("a qed image") takes its space
+ * later.
  */
 extern int preallocation_is_vain (const struct format_create_options *,
                                   const char *what, struct error *e);

@@ -309,8 +309,8 @@ extern int image_change_key (struct image *im,
 
 /* Persistent bitmaps: as the calls of format_ops, and ENOTSUP where the format
  * has none.  An image that is open for writing tells those that are enabled of
- * every change by itself.  merge: what SOURCE of FROM has dirty becomes dirty in
- * NAME; the disks must have the same size.
+ * every change by itself.  merge: what SOURCE of FROM has dirty becomes dirty
+ * in NAME; the disks must have the same size.
  */
 extern int image_bitmaps (struct image *im, struct format_bitmap **list,
                           size_t *nr, struct error *e);

@@ -67,8 +67,8 @@ add_change (struct io_how *how, bool mode_given, bool cache_given, char *item)
     tool_fail (&e);
     return -1;
   }
-  if (strcmp (item, "read-only") == 0 || (cache_given
-                                          && strncmp (item, "cache.", 6) == 0)) {
+  if (strcmp (item, "read-only") == 0
+      || (cache_given && strncmp (item, "cache.", 6) == 0)) {
     tool_error ("Cannot set both %s",
                 *item == 'r' ? "-r/-w and 'read-only'"
                 : "-c and the cache options");

@@ -63,7 +63,8 @@ create (const char *name, const char *format, uint64_t size,
     .size = size, .backing_file = backing, .backing_format = backing_format,
     .options = o,
   };
-  int r = image_create (name, format_by_name (format), &opts, CACHE_WRITEBACK, e);
+  int r = image_create (name, format_by_name (format), &opts, CACHE_WRITEBACK,
+                        e);
 
   json_decref (o);
   return r;
