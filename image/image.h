@@ -93,6 +93,8 @@ struct image_open_options {
   bool force_share;             /* -U */
   bool share;                   /* share=on: let other writers in */
   bool untrusted;               /* the closed profile of the open policy */
+  bool data_file_known;         /* who opens the image has just made it: it
+                                   names no data file but the user's */
   bool discard;                 /* discard=unmap */
   enum detect_zeroes detect_zeroes;
   enum cache_mode cache;        /* of the image and its data file */

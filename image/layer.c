@@ -14,6 +14,7 @@
 
 #include "common/bytes.h"
 #include "common/cleanup.h"
+#include "common/log.h"
 #include "image/gate.h"
 #include "image/layer.h"
 #include "image/packed.h"
@@ -479,6 +480,27 @@ check_data_file (struct layer *l, struct layer *top, struct error *e)
   return r;
 }
 
+/* The user's own data-file is written to without further ado.  A server that
+ * writes only where it may serves the image read-only instead.
+ */
+static int
+may_write_data_file (struct layer *l, struct error *e)
+{
+  const struct image_open_options *o = &l->im->options;
+  struct policy_image in = policy_image (l);
+  struct error why = ERROR_INIT;
+
+  if (detached_header (l) || json_object_get (l->tree, "data-file")
+      || o->data_file_known || !l->im->data_file->caps.writable
+      || policy_write_data_file (&in, l->im->data_file, &why) == 0)
+    return 0;
+  if (o->writable)
+    return error_set (e, why.err, "%s", why.text);
+  log_warning ("%s", why.text);
+  l->im->writable = false;
+  return 0;
+}
+
 int
 layer_open_data_file (struct layer *l, struct layer *top, struct error *e)
 {
@@ -497,7 +519,8 @@ layer_open_data_file (struct layer *l, struct layer *top, struct error *e)
     return -1;
   r = open_data_file (l, node, e);
   json_decref (node);
-  if (r == -1 || check_data_file (l, top, e) == -1)
+  if (r == -1 || check_data_file (l, top, e) == -1
+      || may_write_data_file (l, e) == -1)
     return -1;
   if (im->writable && !im->data_file->caps.writable)
     im->writable = false;

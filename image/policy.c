@@ -13,12 +13,14 @@
 #include <config.h>
 
 #include <errno.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/bytes.h"
 #include "common/cleanup.h"
+#include "common/log.h"
 #include "image/name.h"
 #include "image/policy.h"
 #include "image/tree.h"
@@ -185,6 +187,40 @@ policy_data_file (const struct policy_image *in, const char *name,
   if (!node)
     not_followed (in, "data file", name, e);
   return node;
+}
+
+/* ---- writing to a data file ---- */
+
+/* Do the files PATH and IMAGE lie in one folder? */
+static bool
+in_folder_of (const char *image, const char *path)
+{
+  CLEANUP_FREE char *i = realpath (image, NULL), *p = realpath (path, NULL);
+  const char *a = i ? strrchr (i, '/') : NULL;
+  const char *b = p ? strrchr (p, '/') : NULL;
+
+  return a && b && a - i == b - p && memcmp (i, p, (size_t) (a - i)) == 0;
+}
+
+/* Whoever wrote the image chose the file, and it is us who may write to it.
+ * Data files have whole sectors, by whomever they were made; what people keep
+ * their passwords, keys and settings in hardly ever has.
+ */
+int
+policy_write_data_file (const struct policy_image *in,
+                        const struct storage *st, struct error *e)
+{
+  if (st->caps.is_local_file && !is_aligned (storage_size (st), SECTOR_SIZE))
+    return error_set (e, EPERM, "%s: its data file '%s' has %" PRIu64 " bytes, "
+                      "which is not the size of a disk: it is not written to; "
+                      "name it by data-file.filename= if it is meant",
+                      in->name, st->name, storage_size (st));
+  if (!st->caps.is_local_file || !in->path
+      || !in_folder_of (in->path, st->name))
+    log_warning ("%s: its data file '%s' lies elsewhere, and may be written "
+                 "to because the image says so; with data-file.filename= it is "
+                 "you who says so", in->name, st->name);
+  return 0;
 }
 
 /* ---- writes to a disk that was probed as raw ---- */

@@ -42,6 +42,14 @@ extern json_t *policy_backing (const struct policy_image *in,
 extern json_t *policy_data_file (const struct policy_image *in,
                                  const char *name, struct error *e);
 
+/* May ST, a data file that the image names and the user does not, be written
+ * to?  EPERM: it cannot be one.  One that does not lie beside the image is
+ * warned of.
+ */
+extern int policy_write_data_file (const struct policy_image *in,
+                                   const struct storage *st,
+                                   struct error *e);
+
 /* May LEN bytes of BUF (NULL = zeroes) be written at OFFSET of the guest?  On
  * an image that nobody named a format for and that was taken as raw, a guest
  * must not write what makes the next one see another format, and follow the

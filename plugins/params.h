@@ -31,7 +31,9 @@
   "metadata-cache=SIZE  Memory for the metadata of all layers (16M).\n" \
   "secret=ID:file:PATH  What key-secret=ID means: all bytes of PATH.\n" \
   "secret=ID:+FILE      The same, as nbdkit reads passwords: a line of\n" \
-  "secret=ID:-  ID:-FD  FILE, the terminal, or a file descriptor."
+  "secret=ID:-  ID:-FD  FILE, the terminal, or a file descriptor.\n" \
+  "object=TLS-CREDS     tls-creds-x509 or tls-creds-psk,id=ID,dir=FOLDER:\n" \
+  "                     what tls-creds=ID in image-opts= means."
 
 /* nbdkit's .config and .config_complete. */
 extern int params_set (const char *key, const char *value);

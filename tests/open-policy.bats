@@ -140,6 +140,73 @@ start_nbdkit_socket () {
   [ ! -e made ]
 }
 
+# stranger IMAGE FILE: an image whose data file is FILE, by an absolute path,
+# which QEMU would write to without a word
+stranger () {
+  local there=$2
+  qemu-img create -q -f qcow2 -o data_file="${there%/*}/new" "$1" 1M
+  rm "${there%/*}/new"
+  sed -i "s|${there%/*}/new|$there|" "$1"
+}
+
+@test "an image makes nobody write into a file that is no data file" {
+  need qemu-img nbdinfo
+  mkdir home images
+  local old
+  for old in home images; do
+    echo 'ssh-rsa AAAA me' >$old/key
+    stranger images/$old.qcow2 "$PWD/$old/key"
+    truncate -s 1M zero
+    for command in "io -c flush" "convert -n -O qcow2 zero" "bench -c 1 -w"; do
+      expect_error 1 'not written to' "$NBDIMG" $command images/$old.qcow2
+    done
+    expect_error 1 'not written to' "$NBDIMG" resize images/$old.qcow2 2M
+    [ "$(cat $old/key)" = 'ssh-rsa AAAA me' ]
+    # Reading is what it was, and a server only reads.
+    "$NBDIMG" map images/$old.qcow2
+    run nbdkit_env -U - "$PLUGIN" images/$old.qcow2 \
+      --run 'nbdinfo --json "$uri"'
+    [[ $output == *'"is_read_only": true'* ]]
+    [[ $output == *'not written to'* ]]
+  done
+  # The user may mean it.
+  "$NBDIMG" io -c 'write -P 1 0 4k' --image-opts \
+    driver=qcow2,file.filename=images/home.qcow2,data-file.filename=home/key
+  [ "$(peek home/key 0 2)" = 0101 ]
+}
+
+@test "a data file that lies elsewhere is warned of, unless it is the user's" {
+  need qemu-img
+  mkdir -p images/sub other
+  # quiet COMMAND..., warns COMMAND...
+  quiet () { run -0 --separate-stderr "$@" && [ -z "$stderr" ]; }
+  warns () { run -0 --separate-stderr "$@" && [[ $stderr == *elsewhere* ]]; }
+  local d
+  for d in "$PWD/images/a" images/b "$PWD/images/sub/../c"; do
+    qemu-img create -q -f qcow2 -o data_file="$d" images/here.qcow2 1M
+    quiet "$NBDIMG" io -c 'write 0 4k' images/here.qcow2
+    ln -sf images/here.qcow2 link
+    quiet "$NBDIMG" io -c 'write 0 4k' link
+  done
+  qemu-img create -q -f qcow2 -o data_file="$PWD/other/d" images/away.qcow2 1M
+  warns "$NBDIMG" io -c 'write 0 4k' images/away.qcow2
+  quiet "$NBDIMG" io -r -c 'read 0 4k' images/away.qcow2
+  quiet "$NBDIMG" map images/away.qcow2
+  quiet "$NBDIMG" io -c 'write 0 4k' --image-opts \
+    driver=qcow2,file.filename=images/away.qcow2,data-file.filename=other/d
+  # A link to elsewhere is elsewhere.
+  qemu-img create -q -f qcow2 -o data_file="$PWD/images/l" images/l.qcow2 1M
+  mv images/l other/l
+  ln -s ../other/l images/l
+  warns "$NBDIMG" io -c 'write 0 4k' images/l.qcow2
+  # Who makes an image names its data file.
+  quiet "$NBDIMG" create -q -f qcow2 -o data_file="$PWD/other/e" \
+    images/e.qcow2 1M
+  quiet "$NBDIMG" convert -O qcow2 -o data_file="$PWD/other/f" \
+    images/here.qcow2 images/f.qcow2
+  warns "$NBDIMG" convert -n -O qcow2 images/here.qcow2 images/f.qcow2
+}
+
 @test "an untrusted image is served without what it names, or not at all" {
   need qemu-img nbdinfo
   qemu-img create -q -f raw base 1M

@@ -355,6 +355,7 @@ convert_open_target (struct convert_request *rq, struct convert_target *t,
   if (!rq->no_create && create (rq, t, ctx) == -1)
     return -1;
   rq->target.open.key_secret = created_secret (rq, t);
+  rq->target.open.data_file_known = !rq->no_create;
   t->im = tool_open (&rq->target);
   if (!t->im || check_opened (rq, t) == -1)
     return -1;
