@@ -122,11 +122,36 @@ add_query (json_t *argv, const char *url, const char *query, struct error *e)
                     url, query);
 }
 
+/* HOST[:PORT], where an IPv6 address stands in brackets. */
+static int
+add_host (json_t *argv, const char *url, char *host, struct error *e)
+{
+  char *end = host + strcspn (host, ":");
+
+  if (*host == '[') {
+    ++host;
+    end = host + strcspn (host, "]");
+    if (*end == ']')
+      *end++ = '\0';
+    else
+      host = end;               /* "": wrong */
+  }
+  if (*host == '\0' || *host == '-' || (*end && *end != ':'))
+    return error_set (e, EINVAL, "%s: the name of the host is missing or "
+                      "wrong", url);
+  if (*end == ':') {
+    *end++ = '\0';
+    if (add (argv, "port", end, e) == -1)
+      return -1;
+  }
+  return add (argv, "host", host, e);
+}
+
 static int
 add_ssh (json_t *argv, const char *url, struct error *e)
 {
   CLEANUP_FREE char *copy = strdup (url + strlen ("ssh://"));
-  char *host = copy, *path, *query, *at, *port;
+  char *host = copy, *path, *query, *at;
 
   if (!copy)
     return error_nomem (e, "a URL", strlen (url));
@@ -149,16 +174,7 @@ add_ssh (json_t *argv, const char *url, struct error *e)
     if (decode (url, copy, e) == -1 || add (argv, "user", copy, e) == -1)
       return -1;
   }
-  port = strchr (host, ':');
-  if (port) {
-    *port++ = '\0';
-    if (add (argv, "port", port, e) == -1)
-      return -1;
-  }
-  if (*host == '\0' || *host == '-')
-    return error_set (e, EINVAL, "%s: the name of the host is missing or "
-                      "wrong", url);
-  if (add (argv, "host", host, e) == -1 || decode (url, decoded, e) == -1
+  if (add_host (argv, url, host, e) == -1 || decode (url, decoded, e) == -1
       || add (argv, "path", decoded, e) == -1)
     return -1;
   return add_query (argv, url, query, e);

@@ -302,23 +302,33 @@ test_urls (void)
 static void
 test_ssh (void)
 {
-  struct error e = ERROR_INIT;
-  json_t *tree = image_name_parse ("ssh://u%40v@h:22/d/a%20b"
-                                   "?host_key_check=no", NULL, &e);
-  CLEANUP_FREE char **argv = NULL;
-  static const char *const want[] = {
-    "-r", "ssh", "user=u@v", "port=22", "host=h", "path=/d/a b",
-    "verify-remote-host=false",
+  static const struct { const char *url, *argv[7]; } rows[] = {
+    { "ssh://u%40v@h:22/d/a%20b?host_key_check=no",
+      { "ssh", "user=u@v", "port=22", "host=h", "path=/d/a b",
+        "verify-remote-host=false" } },
+    { "ssh://[::1]:22/p", { "ssh", "port=22", "host=::1", "path=/p" } },
+    { "ssh://u@[fe80::1]/p", { "ssh", "user=u", "host=fe80::1", "path=/p" } },
   };
+  struct error e = ERROR_INIT;
 
-  if (!tree) {
-    CHECK (e.err == ENOTSUP && strstr (e.text, "is not installed"));
-    return;
+  for (size_t i = 0; i < sizeof rows / sizeof rows[0]; ++i) {
+    json_t *tree = image_name_parse (rows[i].url, NULL, &e);
+    CLEANUP_FREE char **argv = NULL;
+
+    if (!tree) {
+      CHECK (e.err == ENOTSUP && strstr (e.text, "is not installed"));
+      return;
+    }
+    argv = url_command (tree, false);
+    CHECK_STR (argv[1], "-r");
+    for (size_t j = 0; rows[i].argv[j]; ++j)
+      CHECK_STR (argv[j + 2], rows[i].argv[j]);
+    json_decref (tree);
   }
-  argv = url_command (tree, false);
-  for (size_t i = 0; i < sizeof want / sizeof want[0]; ++i)
-    CHECK_STR (argv[i + 1], want[i]);
-  json_decref (tree);
+  check_refused ("ssh", image_name_parse ("ssh://[::1/p", NULL, &e), "host",
+                 &e);
+  check_refused ("ssh", image_name_parse ("ssh://[::1]x/p", NULL, &e), "host",
+                 &e);
   check_refused ("ssh", image_name_parse ("ssh://h", NULL, &e), "ssh://", &e);
   check_refused ("ssh", image_name_parse ("ssh://-oX/p", NULL, &e), "host",
                  &e);
