@@ -424,6 +424,12 @@ struct format_ops {
                               uint64_t zero_until, enum preallocation mode,
                               struct error *);
 
+  /* Structural: reserve and link are going to be asked for guest addresses up to
+   * END, behind the disk, where a machine's state lies (info.vm_state_unit).
+   * NULL where that is 0.
+   */
+  int (*reach) (struct format *, uint64_t end, struct error *);
+
   /* Structural: other options for an image that is there, but for those of
    * change_key, which are not looked at ("encrypt.*").  All that can be
    * refused is refused before anything is changed.  The disk stays as it is,

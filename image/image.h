@@ -323,6 +323,17 @@ extern int image_bitmap_merge (struct image *im, const char *name,
                                struct image *from, const char *source,
                                struct error *e);
 
+/* The state of a virtual machine, which lies behind the disk: its offset there,
+ * or 0 where the format keeps none (ENOTSUP below).  What was never written
+ * reads as zeroes.  Guest I/O waits meanwhile.
+ */
+extern uint64_t image_vm_state_offset (const struct image *im);
+extern int image_vm_state_read (struct image *im, void *buf, size_t len,
+                                uint64_t offset, struct error *e);
+extern int image_vm_state_write (struct image *im, const void *buf,
+                                 size_t len, uint64_t offset,
+                                 struct error *e);
+
 /* The frozen side of the gate, for structural operations. */
 extern void image_freeze (struct image *im);
 extern void image_thaw (struct image *im);

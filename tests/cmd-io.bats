@@ -346,8 +346,6 @@ END
   while IFS='|' read -r text line; do
     expect_error 1 "$text" "$NBDIMG" io -c "$line" base.qcow2
   done <<'END'
--b is not built yet|read -b 0 512
--b is not built yet|write -b 0 512
 break is not supported|break a b
 END
 }
@@ -410,6 +408,48 @@ END
     -c 'reopen -o bogus=1' -c 'reopen -c unsafe' -c 'discard -q 0 1M' \
     -c 'read -q -P 5 0 1M' files/raw.img >out || :
   [ ! -s out ]
+}
+
+@test "io: -b is about the state of a machine, behind the disk" {
+  local o
+  mkdir files
+  for o in cluster_size=64k compat=0.10,cluster_size=512 extended_l2=on; do
+    qemu-img create -q -f qcow2 -o $o files/v 1M
+    peer_lines io_words <<'END'
+-c 'write -P 9 0 1M' -c 'write -b -P 5 512 70k' -c 'read -b -P 5 512 70k' -c 'read -b -P 0 71k 1k' -c 'read -P 9 0 1M' v
+-c 'write -b -P 6 100k 1k' -c 'read -b -P 0 0 100k' -c 'read -b 10G 1k' -c map v
+-c 'read -b 1 512' v
+-c 'read -b 0 1' v
+-c 'write -b 0 3' v
+-c 'write -b -z 0 512' v
+-c 'write -b -f 0 512' v
+-c 'write -b -u 0 512' v
+-c 'write -b -c 0 64k' -c 'read -b -q -P 0xcd 0 64k' v
+END
+    # a snapshot keeps it, and each reads what the other wrote
+    "$NBDIMG" io -c 'write -q -b -P 5 0 70k' files/v
+    "$NBDIMG" snapshot -c s files/v
+    qemu-io -c 'read -q -b -P 5 0 70k' -c 'write -q -b -P 7 0 8k' files/v
+    "$NBDIMG" io -r -c 'read -q -b -P 7 0 8k' -c 'read -q -b -P 5 8k 62k' files/v
+    "$NBDIMG" snapshot -a s files/v
+    "$NBDIMG" io -r -c 'read -q -b -P 5 0 70k' files/v
+    qemu-img check -q files/v
+    "$NBDIMG" snapshot -d s files/v
+    rm files/v
+  done
+  # a disk that grows over it reads as zeroes there
+  "$NBDIMG" create -q -f qcow2 -o cluster_size=4k v 1M
+  "$NBDIMG" io -c 'write -q -b -P 5 0 70k' v
+  "$NBDIMG" resize -q v 10M
+  qemu-io -r -c 'read -q -P 0 0 10M' v
+  qemu-img check -q v
+  truncate -s 1M raw.img
+  for o in "read -b" "write -b"; do
+    expect_error 1 'keeps no state of a machine' "$NBDIMG" io -f raw \
+      -c "$o 0 512" raw.img
+    [[ $output == *'failed: Operation not supported' ]]
+  done
+  expect_error 1 'which is too far' "$NBDIMG" io -c 'write -b 7E 512' v
 }
 
 @test "io: copy on read keeps what came from the backing file" {

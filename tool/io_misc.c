@@ -150,17 +150,6 @@ run_truncate (struct io_shell *sh, int argc, char **argv)
   return -1;
 }
 
-static uint64_t
-vm_state_offset (const struct format_info *info)
-{
-  uint64_t r;
-
-  if (!info->vm_state_unit
-      || !round_up_ok (info->size, info->vm_state_unit, &r))
-    return 0;
-  return r;
-}
-
 static int
 print_specific (const struct image *im)
 {
@@ -192,7 +181,7 @@ run_info (struct io_shell *sh, int argc, char **argv)
   printf ("cluster size: %s\n",
           io_size_text ((double) cluster, text, sizeof text));
   printf ("vm state offset: %s\n",
-          io_size_text ((double) vm_state_offset (&f->info), text,
+          io_size_text ((double) image_vm_state_offset (sh->image), text,
                         sizeof text));
   return f->ops->info ? print_specific (sh->image) : 0;
 }

@@ -42,10 +42,19 @@ io_vector (char **argv, int nr, size_t *total)
   return 0;
 }
 
+static int
+check_sector (const char *text, uint64_t n, const char *what)
+{
+  if (is_aligned (n, SECTOR_SIZE))
+    return 0;
+  printf ("%s is not a sector-aligned value for '%s'\n", text, what);
+  return -1;
+}
+
 /* ---- read, readv ---- */
 
 struct reading {
-  bool machine, quiet, dump;
+  bool machine, quiet, dump, vm_state;
   bool has_pattern, has_start, has_length;
   uint8_t pattern;
   uint64_t start, length;       /* what to verify, from the offset */
@@ -54,18 +63,10 @@ struct reading {
 };
 
 static int
-refuse_vm_state (void)
-{
-  tool_error ("-b is not built yet: the state of a virtual machine is not "
-              "reached");
-  return -1;
-}
-
-static int
 reading_option (struct reading *r, int option, const char *arg)
 {
   switch (option) {
-  case 'b': return refuse_vm_state ();
+  case 'b': r->vm_state = true; return 0;
   case 'C': r->machine = true; return 0;
   case 'p': return 0;           /* qemu-io: for backwards compatibility */
   case 'q': r->quiet = true; return 0;
@@ -126,6 +127,21 @@ show_read (const struct reading *r, const uint8_t *buf,
 }
 
 static int
+read_data (const struct io_shell *sh, const struct reading *r, uint8_t *buf,
+           struct error *e)
+{
+  struct image *im = sh->image;
+
+  if (r->vm_state)
+    return image_vm_state_read (im, buf, r->bytes, r->offset, e);
+  if (io_check_range (im, r->offset, r->bytes, e) == -1
+      || (sh->how.copy_on_read
+          && image_copy_up (im, r->offset, r->bytes, e) == -1))
+    return -1;
+  return image_read (im, buf, r->bytes, r->offset, e);
+}
+
+static int
 read_and_show (const struct io_shell *sh, const char *name,
                const struct reading *r, uint8_t *buf)
 {
@@ -133,10 +149,7 @@ read_and_show (const struct io_shell *sh, const char *name,
   struct io_timer t;
 
   io_start (&t);
-  if (io_check_range (sh->image, r->offset, r->bytes, &e) == -1
-      || (sh->how.copy_on_read
-          && image_copy_up (sh->image, r->offset, r->bytes, &e) == -1)
-      || image_read (sh->image, buf, r->bytes, r->offset, &e) == -1)
+  if (read_data (sh, r, buf, &e) == -1)
     return io_failed (name, &e);
   io_stop (&t);
   return show_read (r, buf, &t);
@@ -154,6 +167,10 @@ do_read (struct io_shell *sh, int argc, char **argv, bool vector,
   if (io_number (argv[optind], &r->offset) == -1
       || io_vector (argv + optind + 1, nr - 1, &r->bytes) == -1
       || check_part (argv[0], r) == -1)
+    return -1;
+  if (r->vm_state
+      && (check_sector (argv[optind], r->offset, "offset") == -1
+          || check_sector (argv[optind + 1], r->bytes, "count") == -1))
     return -1;
   buf = io_alloc (sh, r->bytes);
   if (!buf)
@@ -188,7 +205,7 @@ run_readv (struct io_shell *sh, int argc, char **argv)
 enum { DEFAULT_PATTERN = 0xcd };
 
 struct writing {
-  bool machine, quiet, compress, fua, fast, unmap, zero;
+  bool machine, quiet, compress, fua, fast, unmap, zero, vm_state;
   bool has_pattern;
   uint8_t pattern;
   const char *file;             /* -s */
@@ -199,7 +216,7 @@ static int
 writing_option (struct writing *w, int option, const char *arg)
 {
   switch (option) {
-  case 'b': return refuse_vm_state ();
+  case 'b': w->vm_state = true; return 0;
   case 'c': w->compress = true; return 0;
   case 'C': w->machine = true; return 0;
   case 'f': w->fua = true; return 0;
@@ -221,7 +238,9 @@ check_writing (const struct writing *w)
 {
   const char *wrong = NULL;
 
-  if (w->fua && w->compress)
+  if (w->vm_state && w->zero)
+    wrong = "-b and -z cannot be specified at the same time";
+  else if (w->fua && (w->compress || w->vm_state))
     wrong = "-f and -b or -c cannot be specified at the same time";
   else if (w->fast && !w->zero)
     wrong = "-n requires -z to be specified";
@@ -232,15 +251,6 @@ check_writing (const struct writing *w)
   if (!wrong)
     return 0;
   puts (wrong);
-  return -1;
-}
-
-static int
-check_sector (const char *text, uint64_t n, const char *what)
-{
-  if (is_aligned (n, SECTOR_SIZE))
-    return 0;
-  printf ("%s is not a sector-aligned value for '%s'\n", text, what);
   return -1;
 }
 
@@ -295,6 +305,8 @@ write_data (struct image *im, const struct writing *w, const uint8_t *buf,
   unsigned flags = (w->fua ? IMAGE_FUA : 0) | (w->unmap ? IMAGE_MAY_UNMAP : 0)
     | (w->fast ? IMAGE_FAST : 0);
 
+  if (w->vm_state)
+    return image_vm_state_write (im, buf, (size_t) w->bytes, w->offset, e);
   if (io_check_range (im, w->offset, w->bytes, e) == -1)
     return -1;
   if (w->zero)
@@ -371,9 +383,9 @@ run_write (struct io_shell *sh, int argc, char **argv)
             IO_MAX_REQUEST, argv[optind + 1]);
     return -1;
   }
-  if (w.compress && (check_sector (argv[optind], w.offset, "offset") == -1
-                     || check_sector (argv[optind + 1], w.bytes,
-                                      "count") == -1))
+  if ((w.compress || w.vm_state)
+      && (check_sector (argv[optind], w.offset, "offset") == -1
+          || check_sector (argv[optind + 1], w.bytes, "count") == -1))
     return -1;
   return do_write (sh, argv[0], &w);
 }
@@ -439,7 +451,7 @@ const struct io_command io_rw_commands[] = {
   { "read", "r", run_read, 2, -1, IO_FILE,
     "[-bCpqv] [-P pattern [-s off] [-l len]] off len",
     "reads bytes and, if told so, verifies them",
-    " -b  not built yet: the state of a virtual machine\n"
+    " -b  the state of a virtual machine, which lies behind the disk\n"
     " -C  numbers for programs: bytes,ops,time,bytes/sec,ops/sec\n"
     " -P  the bytes must all be this one\n"
     " -s  -l  only these of them, counted from off\n"
@@ -455,7 +467,7 @@ const struct io_command io_rw_commands[] = {
   { "write", "w", run_write, 2, -1, IO_WRITABLE,
     "[-bcCfnpquz] [-P pattern | -s source_file] off len",
     "writes bytes, 0xcd if nothing else is told",
-    " -b  not built yet: the state of a virtual machine\n"
+    " -b  the state of a virtual machine, which lies behind the disk\n"
     " -c  compressed; whole clusters\n"
     " -C  numbers for programs: bytes,ops,time,bytes/sec,ops/sec\n"
     " -f  is on the medium when it returns\n"

@@ -683,6 +683,7 @@ const struct format_ops format_qcow2 = {
   .metadata_dirty = qcow2_metadata_dirty,
   .resize = qcow2_resize,
   .resize_preallocated = qcow2_resize_preallocated,
+  .reach = qcow2_reach,
   .amend_options = qcow2_amend_options,
   .amend = qcow2_amend,
   .check = qcow2_check,

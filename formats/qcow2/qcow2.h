@@ -566,6 +566,7 @@ extern int qcow2_expand_zeroes (struct qcow2 *q, bool has_backing,
 
 /* ---- resize.c, shrink.c, cut.c ---- */
 extern uint64_t qcow2_l1_entries_for (const struct qcow2 *q, uint64_t size);
+extern int qcow2_reach (struct format *f, uint64_t end, struct error *e);
 extern int qcow2_resize_preallocated (struct format *f, uint64_t size,
                                       uint64_t zero_until,
                                       enum preallocation mode,

@@ -132,6 +132,22 @@ grow_l1 (struct qcow2 *q, uint64_t size, struct error *e)
     : move_l1 (q, entries, old, e);
 }
 
+/* The state of a machine: the L1 table may be larger than the disk needs. */
+int
+qcow2_reach (struct format *f, uint64_t end, struct error *e)
+{
+  struct qcow2 *q = to_qcow2 (f);
+
+  if (q->format.data_file)
+    return error_set (e, ENOTSUP, "images with an external data file cannot"
+                      " keep the state of a machine");
+  if (end > (uint64_t) INT64_MAX - q->cluster_size
+      || qcow2_l1_entries_for (q, end) * 8 > MAX_L1_BYTES)
+    return error_set (e, EFBIG, "the state of a machine would end at %" PRIu64
+                      ", which is too far", end);
+  return grow_l1 (q, end, e);
+}
+
 /* ---- what is behind the old end ---- */
 
 /* Drop the mapping of [from, to). */
