@@ -10,7 +10,7 @@ torture_table.py, and how it is looked at in torture_rules.py.
 
 usage: torture.py --nbdimg PROGRAM --dir FOLDER [--kills N] [--indexes N]
                   [--seed N] [--jobs N] [--only PATTERN] [--modes NAME,...]
-                  [--list] [--markdown]
+                  [--list] [--table]
 
 Prints a line for each command.  Exits with 1 when something was found; the line
 says how to see it again.
@@ -43,9 +43,11 @@ MODES = {
     "kill": "kill=1",
     "kill half": "kill=1,short=1",
 }
+# Those of a run of an hour; the others take as long again.
+USUAL = "EIO,EIO for good,ENOSPC,kill,kill half"
 REASONS = {"EIO": "Input/output error", "ENOSPC": "No space left on device"}
 DELAY = 150             # microseconds; see Victim.moments
-MANY = 2000             # with more requests not every index is tried
+MANY, SOME = 2000, 500  # with more requests so many indexes are tried
 ENOUGH = 5              # findings in a row of the table
 
 
@@ -61,6 +63,7 @@ class Victim:
         self.counts = collections.Counter()
         self.kinds = collections.Counter()
         self.findings = []
+        self.requests = 0
         os.mkdir(self.cwd)
 
     def argv(self):
@@ -183,7 +186,7 @@ class Victim:
     def indexes(self):
         """All, or as many as are wanted; of a long command a part."""
         limit = self.args.indexes or (
-            self.requests if self.requests <= MANY else 500)
+            self.requests if self.requests <= MANY else SOME)
         every = range(1, self.requests + 1)
         if limit >= self.requests:
             return every
@@ -207,8 +210,9 @@ class Victim:
         self.prepare()
         if self.requests == 0:
             raise Wrong("no request goes through the test storage")
+        indexes = self.indexes()
         for mode in self.args.modes:
-            for index in self.indexes():
+            for index in indexes:
                 self.fault_round(mode, index)
                 if len(self.findings) >= ENOUGH:
                     return
@@ -234,32 +238,43 @@ def totals(victim):
     c = victim.counts
     faults = [m for m in MODES if "kill" not in m]
     return {
-        "requests": getattr(victim, "requests", 0),
+        "requests": victim.requests,
         "faults": sum(c[m] for m in faults),
-        "passed": sum(c[m, DONE] for m in faults),
+        "harmless": sum(c[m, DONE] for m in faults),
         "kills": sum(c[m] for m in MODES if "kill" in m),
-        "random": c["random kill"],
+        "moments": c["random kill"],
         "states": len(victim.verdicts),
         "findings": c["findings"],
     }
 
 
-def report(victim, markdown):
-    t = totals(victim)
+def report(victim):
     kinds = ", ".join("%d %s" % (n, k) for k, n in
                       sorted(victim.kinds.items(), key=lambda x: -x[1]))
-    if markdown:
-        print("| %s | %s | %s |" % (victim.row.name, " | ".join(
-            "{:,}".format(v) for v in t.values()), kinds), flush=True)
-    else:
-        print("%s %s: %d requests, %d faults (%d did no harm), %d kills at a "
-              "request, %d at a moment, %d states: %s"
-              % ("not ok" if victim.findings else "ok", victim.row.name,
-                 t["requests"], t["faults"], t["passed"], t["kills"],
-                 t["random"], t["states"], kinds), flush=True)
+    print("%s %s: %s: %s" % (
+        "not ok" if victim.findings else "ok", victim.row.name,
+        ", ".join("%d %s" % (n, k) for k, n in totals(victim).items()),
+        kinds), flush=True)
     for text in victim.findings:
         print("# %s: %s" % (victim.row.name, text), file=sys.stderr,
               flush=True)
+
+
+def table(victims):
+    """The table of docs/safety.md: a line for each command."""
+    lines = {}
+    for victim in victims:
+        line = lines.setdefault(victim.row.argv[0], collections.Counter())
+        line.update(totals(victim), rows=1)
+    lines["**all**"] = sum(lines.values(), collections.Counter())
+    print("| command | kinds | requests failed | of these harmless | kills at "
+          "a request | kills at a moment | states | findings |")
+    print("|---|---|---|---|---|---|---|---|")
+    for command, line in lines.items():
+        print("| %s | %s |" % (command, " | ".join(
+            "{:,}".format(line[k]) for k in
+            ("rows", "faults", "harmless", "kills", "moments", "states",
+             "findings"))))
 
 
 def arguments():
@@ -271,12 +286,16 @@ def arguments():
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--jobs", type=int, default=1)
     p.add_argument("--only", action="append", help="names of rows")
-    p.add_argument("--modes", default=",".join(MODES), metavar="NAME,...",
-                   help="default: all: %(default)s")
+    p.add_argument("--modes", default=USUAL, metavar="NAME,...",
+                   help="of: %s; default: %%(default)s" % ", ".join(MODES))
     p.add_argument("--list", action="store_true")
-    p.add_argument("--markdown", action="store_true")
+    p.add_argument("--table", action="store_true",
+                   help="at the end, what docs/safety.md has")
     args = p.parse_args()
     args.modes = [m for m in args.modes.split(",") if m]
+    for mode in args.modes:
+        if mode not in MODES:
+            p.error("no such mode: " + mode)
     return args
 
 
@@ -290,15 +309,17 @@ def main():
         for row in rows:
             print("%s: nbdimg %s" % (row.name, shlex.join(row.argv)))
         return 0
-    bad = done = 0
+    victims = []
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         for victim in pool.map(lambda row: Victim(row, args).run(), rows):
-            report(victim, args.markdown)
-            bad += bool(victim.findings)
-            done += sum(victim.counts[m] for m in MODES)
-            done += victim.counts["random kill"]
+            report(victim)
+            victims.append(victim)
+    if args.table:
+        table(victims)
+    bad = sum(bool(v.findings) for v in victims)
     print("%d commands, %d rounds, %d with findings (--seed %d)"
-          % (len(rows), done, bad, args.seed))
+          % (len(rows), sum(sum(v.counts[m] for m in [*MODES, "random kill"])
+                            for v in victims), bad, args.seed))
     return 1 if bad else 0
 
 

@@ -159,9 +159,9 @@ def triple(m):
 
 
 def two_bases(fmt="qcow2", other_fmt="qcow2", other_size=SIZE,
-              options="cluster_size=4k"):
+              options="cluster_size=4k", size=SIZE):
     def make(m):
-        pair(options, fmt, fmt)(m)
+        pair(options, fmt, fmt, size, size)(m)
         m.filled("other", options if other_fmt == fmt else "", other_size,
                  seed=9, fmt=other_fmt)
     return make
@@ -234,6 +234,15 @@ def wrong_vdi(m):
 
 def source(m):
     m.raw("a")
+
+
+def stripes(m):
+    """Data in every other 4 KiB: a request for each of them."""
+    rnd = random.Random(4)
+    with open(os.path.join(m.cwd, "a"), "wb") as fp:
+        for at in range(0, 12288 * K, 8 * K):
+            fp.seek(at)
+            fp.write(rnd.randbytes(4 * K))
 
 
 def over_file(m):
@@ -313,6 +322,10 @@ def rebase_rows():
               ["-b", "other", "-F", "qcow2"], more=both)
     yield row(", clusters of 512 bytes",
               two_bases(options="cluster_size=512,compat=0.10"),
+              ["-b", "other", "-F", "qcow2"], more=both)
+    yield row(", thousands of requests",
+              two_bases(options="cluster_size=512", size=2560 * K,
+                        other_size=2560 * K),
               ["-b", "other", "-F", "qcow2"], more=both)
     yield row(", within the chain", triple, ["-b", "base", "-F", "qcow2"],
               more=("base", "mid"))
@@ -479,6 +492,7 @@ def convert_rows():
                    mendable=mendable_of(fmt))
     small = ["-o", "cluster_size=4k"]
     yield row("to qcow2", small)
+    yield row("to qcow2, thousands of requests", small, make=stripes)
     yield row("to qcow2, writeback", small + ["-t", "writeback"])
     yield row("to raw", [], "raw", one())
     yield row("-c", small + ["-c"])
