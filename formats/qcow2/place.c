@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* Changes of the mapping: reserve, link, abandon, unmap.  Layer: formats.
- * Locking: qcow2.mutex; the caller holds the guest range, rounded to clusters,
- * EXCLUSIVE.
+/* Changes of the mapping: reserve, link, abandon; unmap is in unmap.c.  Layer:
+ * formats.  Locking: qcow2.mutex; the caller holds the guest range, rounded to
+ * clusters, EXCLUSIVE.
  *
  * Everything here changes tables in the cache only; epochs write them out.
  * What loses its place goes to the quarantine.  One call stays within one slice
@@ -19,8 +19,9 @@
 #include "common/cleanup.h"
 #include "formats/qcow2/qcow2.h"
 
-static int
-check_writable_locked (struct qcow2 *q, struct error *e) REQUIRES (q->mutex)
+int
+qcow2_check_writable_locked (struct qcow2 *q, struct error *e)
+  REQUIRES (q->mutex)
 {
   if (q->incompatible_features & INCOMPAT_CORRUPT)
     return error_set (e, EIO, "%s: the image is marked corrupt: check and"
@@ -109,12 +110,9 @@ own_l2_locked (struct qcow2 *q, struct slice_op *op, uint64_t guest,
   return r;
 }
 
-/* The slice with GUEST's entry in an L2 table of our own, which may be made
- * dirty.  1, 0, -1.
- */
-static int
-own_slice_locked (struct qcow2 *q, struct slice_op *op, uint64_t guest,
-                  struct slice **s, uint8_t **entry, struct error *e)
+int
+qcow2_own_slice_locked (struct qcow2 *q, struct slice_op *op, uint64_t guest,
+                        struct slice **s, uint8_t **entry, struct error *e)
   REQUIRES (q->mutex)
 {
   uint64_t l2, host;
@@ -133,12 +131,10 @@ own_slice_locked (struct qcow2 *q, struct slice_op *op, uint64_t guest,
   return r;
 }
 
-/* Whole clusters from GUEST's on whose entries are in the rest of the slice
- * that begins at ENTRY, and that [guest, guest+length) touches.
- */
-static uint64_t
-clusters_in_slice (const struct qcow2 *q, const struct slice *s,
-                   const uint8_t *entry, uint64_t guest, uint64_t length)
+uint64_t
+qcow2_clusters_in_slice (const struct qcow2 *q, const struct slice *s,
+                         const uint8_t *entry, uint64_t guest,
+                         uint64_t length)
 {
   uint64_t left = (q->cache.slice_size - (uint64_t) (entry - s->data))
     / q->l2_entry_size;
@@ -150,21 +146,17 @@ clusters_in_slice (const struct qcow2 *q, const struct slice *s,
 
 /* ---- what an entry owns ---- */
 
-/* Host space that a write may use as it is: *HOST, cluster aligned. */
-static bool
-owned_space (const struct qcow2 *q, struct l2_entry v, uint64_t *host)
+bool
+qcow2_owned_space (const struct qcow2 *q, struct l2_entry v, uint64_t *host)
 {
   *host = v.entry & ENTRY_OFFSET_MASK;
   return *host != 0 && (v.entry & ENTRY_COPIED)
     && !(v.entry & L2_COMPRESSED) && is_aligned (*host, q->cluster_size);
 }
 
-/* May what V refers to be freed?  A wild entry must not drop the refcounts of
- * something else, or have it punched.
- */
-static int
-check_entry_locked (struct qcow2 *q, uint64_t guest, struct l2_entry v,
-                    struct error *e) REQUIRES (q->mutex)
+int
+qcow2_check_freed_locked (struct qcow2 *q, uint64_t guest, struct l2_entry v,
+                          struct error *e) REQUIRES (q->mutex)
 {
   uint64_t size = round_up (storage_size (q->format.storage),
                             q->cluster_size);
@@ -184,11 +176,8 @@ check_entry_locked (struct qcow2 *q, uint64_t guest, struct l2_entry v,
                                v.entry);
 }
 
-/* The entry V was replaced; KEPT is the host cluster that its successor has
- * from it (0 = none).
- */
-static void
-free_entry_locked (struct qcow2 *q, struct l2_entry v, uint64_t kept)
+void
+qcow2_free_entry_locked (struct qcow2 *q, struct l2_entry v, uint64_t kept)
   REQUIRES (q->mutex)
 {
   uint64_t host, length, first, last;
@@ -232,7 +221,7 @@ place_reused_locked (struct qcow2 *q, const uint8_t *entry,
   const char *what;
 
   for (n = 1; n < clusters; ++n)
-    if (!owned_space (q, l2_entry_get (q, entry + n * q->l2_entry_size),
+    if (!qcow2_owned_space (q, l2_entry_get (q, entry + n * q->l2_entry_size),
                       &next)
         || next != host + n * q->cluster_size)
       break;
@@ -269,13 +258,13 @@ place_new_locked (struct qcow2 *q, struct slice_op *op, const uint8_t *entry,
   bool fresh;
   int r;
 
-  if (check_entry_locked (q, guest, v, e) == -1)
+  if (qcow2_check_freed_locked (q, guest, v, e) == -1)
     return -1;
   for (n = 1; n < clusters; ++n) {
     last = l2_entry_get (q, entry + n * q->l2_entry_size);
-    if (owned_space (q, last, &host)
-        || check_entry_locked (q, first + n * q->cluster_size, last,
-                               &later) == -1)
+    if (qcow2_owned_space (q, last, &host)
+        || qcow2_check_freed_locked (q, first + n * q->cluster_size, last,
+                                     &later) == -1)
       break;
   }
   r = qcow2_alloc_locked (q, op, n, &host, &got, &fresh, e);
@@ -304,17 +293,17 @@ reserve_locked (struct qcow2 *q, struct slice_op *op, uint64_t guest,
   uint8_t *entry;
   int r;
 
-  if (check_writable_locked (q, e) == -1)
+  if (qcow2_check_writable_locked (q, e) == -1)
     return -1;
-  r = own_slice_locked (q, op, guest, &s, &entry, e);
+  r = qcow2_own_slice_locked (q, op, guest, &s, &entry, e);
   if (r != 1)
     return r;
-  clusters = clusters_in_slice (q, s, entry, guest, length);
+  clusters = qcow2_clusters_in_slice (q, s, entry, guest, length);
   if (q->format.data_file) {
     place_in_data_file (q, guest, clusters, length, p);
     return 1;
   }
-  if (owned_space (q, l2_entry_get (q, entry), &host))
+  if (qcow2_owned_space (q, l2_entry_get (q, entry), &host))
     return place_reused_locked (q, entry, clusters, guest, length, host, p,
                                 e);
   return place_new_locked (q, op, entry, clusters, guest, length, p, e);
@@ -418,7 +407,7 @@ reserve_packed_locked (struct qcow2 *q, struct slice_op *op, uint64_t guest,
   uint64_t room, l2;
   int r;
 
-  if (check_writable_locked (q, e) == -1)
+  if (qcow2_check_writable_locked (q, e) == -1)
     return -1;
   r = own_l2_locked (q, op, guest, &l2, e);
   if (r != 1)
@@ -469,9 +458,8 @@ packed_entry (const struct qcow2 *q, const struct placement *p)
   };
 }
 
-/* Bits of the subclusters that [from, to) of a cluster touches. */
-static uint64_t
-subcluster_bits (const struct qcow2 *q, uint64_t from, uint64_t to)
+uint64_t
+qcow2_subcluster_bits (const struct qcow2 *q, uint64_t from, uint64_t to)
 {
   unsigned first = (unsigned) (from / q->subcluster_size);
   unsigned end = (unsigned) div_round_up (to, q->subcluster_size);
@@ -491,7 +479,7 @@ data_entry (const struct qcow2 *q, struct l2_entry old, uint64_t host,
 
   if (!q->extended_l2)
     return v;
-  bits = subcluster_bits (q, from, to);
+  bits = qcow2_subcluster_bits (q, from, to);
   v.bitmap = old.entry & L2_COMPRESSED ? 0 : old.bitmap;
   v.bitmap = (v.bitmap | bits) & ~(bits << 32);
   return v;
@@ -512,7 +500,7 @@ link_cluster_locked (struct qcow2 *q, const struct placement *p,
   else
     v = data_entry (q, old, host, from, to);
   l2_entry_put (q, entry, v);
-  free_entry_locked (q, old, p->packed ? 0 : host);
+  qcow2_free_entry_locked (q, old, p->packed ? 0 : host);
 }
 
 static int
@@ -524,12 +512,12 @@ link_locked (struct qcow2 *q, struct slice_op *op, const struct placement *p,
   uint8_t *entry;
   int r;
 
-  if (check_writable_locked (q, e) == -1)
+  if (qcow2_check_writable_locked (q, e) == -1)
     return -1;
-  r = own_slice_locked (q, op, p->guest, &s, &entry, e);
+  r = qcow2_own_slice_locked (q, op, p->guest, &s, &entry, e);
   if (r != 1)
     return r;
-  n = clusters_in_slice (q, s, entry, p->guest, p->length);
+  n = qcow2_clusters_in_slice (q, s, entry, p->guest, p->length);
   for (uint64_t i = 0; i < n; ++i)
     link_cluster_locked (q, p, first + i * q->cluster_size,
                          entry + i * q->l2_entry_size);
@@ -575,202 +563,4 @@ qcow2_abandon (struct format *f, const struct placement *p)
                   q->cluster_size);
   qcow2_release_locked (q);
   mutex_unlock (&q->mutex);
-}
-
-/* ---- unmap ---- */
-
-#define ALL_SUBCLUSTERS UINT64_C (0xffffffff)
-
-/* The entry for a cluster that reads as zeroes; version 2 has none, and is only
- * asked where there is no backing file.
- */
-static struct l2_entry
-zero_entry (const struct qcow2 *q)
-{
-  if (q->version < 3)
-    return (struct l2_entry) { .entry = 0 };
-  if (q->extended_l2)
-    return (struct l2_entry) { .bitmap = ALL_SUBCLUSTERS << 32 };
-  return (struct l2_entry) { .entry = L2_ZERO };
-}
-
-static bool
-is_unallocated (struct l2_entry v)
-{
-  return (v.entry & ~ENTRY_COPIED & ~L2_RESERVED) == 0 && v.bitmap == 0;
-}
-
-static bool
-keeps_space (const struct qcow2 *q, struct l2_entry v)
-{
-  uint64_t host;
-
-  if (q->format.data_file)
-    return v.entry & ENTRY_COPIED;
-  return owned_space (q, v, &host);
-}
-
-/* [from, to) of one cluster: *NEW = its entry afterwards.  false: the format
- * cannot say it.
- */
-static bool
-unmapped_entry (const struct qcow2 *q, struct l2_entry old, uint64_t from,
-                uint64_t to, enum unmap_how how, struct l2_entry *new)
-{
-  bool whole = from == 0 && to == q->cluster_size;
-  uint64_t bits;
-
-  *new = old;
-  if (how == UNMAP_KEEP && (q->version < 3 || !keeps_space (q, old)))
-    return false;
-  if (whole && how != UNMAP_KEEP) {
-    if (how == UNMAP_TRANSPARENT || (is_unallocated (old) && !q->has_backing))
-      *new = (struct l2_entry) { .entry = 0 };
-    else
-      *new = zero_entry (q);
-    return true;
-  }
-  if (!q->extended_l2) {        /* whole: cow_size is the cluster */
-    new->entry |= L2_ZERO;
-    return true;
-  }
-  if (old.entry & L2_COMPRESSED)
-    return false;
-  /* Subclusters of a shared cluster may be dropped too: only our entry says
-   * so, and the reference to the cluster stays.
-   */
-  bits = subcluster_bits (q, from, to);
-  new->bitmap &= ~(bits | bits << 32);
-  if (how != UNMAP_TRANSPARENT)
-    new->bitmap |= bits << 32;
-  return true;
-}
-
-/* 1 = done, 0 = the format cannot say it, -1. */
-static int
-unmap_cluster_locked (struct qcow2 *q, uint64_t guest, uint8_t *entry,
-                      uint64_t from, uint64_t to, enum unmap_how how,
-                      bool *changed, struct error *e) REQUIRES (q->mutex)
-{
-  struct l2_entry old = l2_entry_get (q, entry), new;
-
-  if (check_entry_locked (q, guest, old, e) == -1)
-    return -1;
-  if (!unmapped_entry (q, old, from, to, how, &new))
-    return 0;
-  if (new.entry == old.entry && new.bitmap == old.bitmap)
-    return 1;
-  l2_entry_put (q, entry, new);
-  free_entry_locked (q, old, new.entry & ENTRY_OFFSET_MASK);
-  *changed = true;
-  return 1;
-}
-
-/* Can version 2, or an image whose data file must stay readable as raw, say it?
- */
-static bool
-unmap_possible (const struct qcow2 *q, enum unmap_how how)
-{
-  if (q->data_file_raw)
-    return false;
-  return q->version >= 3 || how == UNMAP_TRANSPARENT
-    || (how == UNMAP_ZERO && !q->has_backing);
-}
-
-/* How much of [guest, guest+length) needs no change, because there is no L2
- * table, or cannot be said (*DONE = 0 and 2 is returned), because there is none
- * of our own?  1 = go on; 0, -1.
- */
-static int
-unmap_no_table_locked (struct qcow2 *q, struct slice_op *op, uint64_t guest,
-                       uint64_t length, enum unmap_how how, uint64_t *done,
-                       struct error *e) REQUIRES (q->mutex)
-{
-  uint64_t l2, reach = UINT64_C (1) << (q->cluster_bits + q->l2_bits);
-  bool owned;
-  int r;
-
-  r = qcow2_find_l2_locked (q, op, NULL, guest, &l2, &owned, e);
-  if (r != 1)
-    return r;
-  if (how == UNMAP_KEEP)
-    return owned ? 1 : 2;
-  if (l2 == 0 && (how == UNMAP_TRANSPARENT || !q->has_backing)) {
-    *done = min_u64 (length, reach - (guest & (reach - 1)));
-    return 2;
-  }
-  return 1;
-}
-
-static int
-unmap_slice_locked (struct qcow2 *q, struct slice *s, uint8_t *entry,
-                    uint64_t guest, uint64_t length, enum unmap_how how,
-                    uint64_t *done, struct error *e) REQUIRES (q->mutex)
-{
-  uint64_t cluster = round_down (guest, q->cluster_size), from, to;
-  uint64_t end = guest + length;
-  uint64_t n = clusters_in_slice (q, s, entry, guest, length);
-  bool changed = false;
-  int r = 1;
-
-  for (; n > 0; --n, cluster += q->cluster_size, entry += q->l2_entry_size) {
-    from = max_u64 (guest, cluster) - cluster;
-    to = min_u64 (end - cluster, q->cluster_size);
-    if (cluster + to >= q->format.info.size)
-      to = q->cluster_size;     /* the last cluster's tail is no guest data */
-    r = unmap_cluster_locked (q, cluster, entry, from, to, how, &changed, e);
-    if (r != 1)
-      break;
-    *done = min_u64 (cluster + to, end) - guest;
-  }
-  if (changed)
-    table_dirty_locked (q, s);
-  return r == -1 ? -1 : 1;
-}
-
-static int
-unmap_locked (struct qcow2 *q, struct slice_op *op, uint64_t guest,
-              uint64_t length, enum unmap_how how, uint64_t *done,
-              struct error *e) REQUIRES (q->mutex)
-{
-  struct slice *s;
-  uint8_t *entry;
-  int r;
-
-  if (check_writable_locked (q, e) == -1)
-    return -1;
-  r = unmap_no_table_locked (q, op, guest, length, how, done, e);
-  if (r != 1)
-    return r == 2 ? 1 : r;
-  r = own_slice_locked (q, op, guest, &s, &entry, e);
-  if (r != 1)
-    return r;
-  return unmap_slice_locked (q, s, entry, guest, length, how, done, e);
-}
-
-/* A guest may trim and never flush nor write: what epochs have released
- * meanwhile is freed beyond this many pieces, 64 KiB of memory.
- */
-enum { MAX_RELEASED = 4096 };
-
-int
-qcow2_unmap (struct format *f, uint64_t guest, uint64_t length,
-             enum unmap_how how, uint64_t *done, struct error *e)
-{
-  struct qcow2 *q = to_qcow2 (f);
-  struct slice_op op = SLICE_OP_INIT;
-  int r;
-
-  *done = 0;
-  if (!unmap_possible (q, how))
-    return 0;
-  mutex_lock (&q->mutex);
-  do
-    r = unmap_locked (q, &op, guest, length, how, done, e);
-  while (r == 0);
-  table_op_end_locked (q, &op);
-  if (q->released.nr >= MAX_RELEASED)
-    qcow2_release_locked (q);
-  mutex_unlock (&q->mutex);
-  return r == 1 ? 0 : -1;
 }

@@ -8,7 +8,7 @@
  *   header.c    header, extensions, feature bits; open, activate, begin_write
  *   table.c     tables (L1, L2, refcount table and blocks) in their cache
  *   map.c       guest -> host
- *   place.c     reserve, link, abandon, unmap
+ *   place.c     reserve, link, abandon; unmap.c
  *   refcount.c  refcounts, allocation, growth of the refcount table
  *   known.c     where L2 tables and refcount blocks lie
  *   epoch.c     write-back in order, flush, quarantine, close
@@ -395,6 +395,50 @@ extern int qcow2_reserve_packed (struct format *f, uint64_t guest,
 extern int qcow2_link (struct format *f, const struct placement *p,
                        struct error *e);
 extern void qcow2_abandon (struct format *f, const struct placement *p);
+
+/* For unmap.c.  Nothing is changed of an image that is marked corrupt. */
+extern int qcow2_check_writable_locked (struct qcow2 *q, struct error *e)
+  REQUIRES (q->mutex);
+
+/* The slice with GUEST's entry in an L2 table of our own, which may be made
+ * dirty.  1, 0, -1.
+ */
+extern int qcow2_own_slice_locked (struct qcow2 *q, struct slice_op *op,
+                                   uint64_t guest, struct slice **s,
+                                   uint8_t **entry, struct error *e)
+  REQUIRES (q->mutex);
+
+/* Whole clusters from GUEST's on whose entries are in the rest of the slice
+ * that begins at ENTRY, and that [guest, guest+length) touches.
+ */
+extern uint64_t qcow2_clusters_in_slice (const struct qcow2 *q,
+                                         const struct slice *s,
+                                         const uint8_t *entry,
+                                         uint64_t guest, uint64_t length);
+
+/* Host space that a write may use as it is: *HOST, cluster aligned. */
+extern bool qcow2_owned_space (const struct qcow2 *q, struct l2_entry v,
+                               uint64_t *host);
+
+/* May what V refers to be freed?  A wild entry must not drop the refcounts of
+ * something else, or have it punched.
+ */
+extern int qcow2_check_freed_locked (struct qcow2 *q, uint64_t guest,
+                                     struct l2_entry v, struct error *e)
+  REQUIRES (q->mutex);
+
+/* The entry V was replaced; KEPT is the host cluster that its successor has
+ * from it (0 = none).
+ */
+extern void qcow2_free_entry_locked (struct qcow2 *q, struct l2_entry v,
+                                     uint64_t kept)
+  REQUIRES (q->mutex);
+
+/* Bits of the subclusters that [from, to) of a cluster touches. */
+extern uint64_t qcow2_subcluster_bits (const struct qcow2 *q, uint64_t from,
+                                       uint64_t to);
+
+/* ---- unmap.c ---- */
 extern int qcow2_unmap (struct format *f, uint64_t guest, uint64_t length,
                         enum unmap_how how, uint64_t *done, struct error *e);
 
