@@ -27,14 +27,15 @@ struct image_lock {
   bool unsupported;           /* guarded by mutex: the warning was given */
 };
 
-/* The bytes of QEMU's locks: permission i is held on HELD + i, and not shared on
+/* The bytes of QEMU's locks: permission i is held on HELD + i, not shared on
  * UNSHARED + i.
  */
 enum {
   LOCK_HELD_BASE = 100, LOCK_UNSHARED_BASE = 200, LOCK_NR_PERMISSIONS = 4,
 };
 
-/* As storage_lock_holders, for locks other than those of FD (lock_holders.c). */
+/* As storage_lock_holders, for locks other than those of FD (lock_holders.c).
+ */
 extern int lock_holders (int fd, const char *name,
                          struct storage_lock_holder **holders, size_t *nr,
                          struct error *e);

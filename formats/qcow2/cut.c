@@ -5,8 +5,8 @@
  * behind the last cluster in use.  Layer: formats.  Locking: structural.
  * Specification: "Host cluster management".
  *
- * Refcounts say where the last cluster in use is, so they must be right, or what
- * a repair could still have saved is cut off: first comes a check.
+ * Refcounts say where the last cluster in use is, so they must be right, or
+ * what a repair could still have saved is cut off: first comes a check.
  *
  * Order on disk: the refcount table without an empty block => the block's own
  * cluster is free => the file is cut.  A crash leaks blocks at most.
