@@ -561,6 +561,29 @@ merge_backing (const struct layer *l, json_t *partial, struct error *e)
   return outer;
 }
 
+/* The user named the file.  If nobody says otherwise it has the format that the
+ * image records for the one that it replaces: what was raw is not probed.
+ */
+static json_t *
+replace_backing (const struct layer *l, json_t *given, struct error *e)
+{
+  const char *format = l->needs.backing_format;
+  json_t *tree;
+
+  if (!format || tree_text (given, "driver"))
+    return json_incref (given);
+  if (!format_lookup (format, e))
+    return NULL;
+  tree = json_copy (given);
+  if (!tree
+      || json_object_set_new (tree, "driver", json_string (format)) == -1) {
+    error_nomem (e, "image options", 0);
+    json_decref (tree);
+    return NULL;
+  }
+  return tree;
+}
+
 int
 layer_backing (const struct layer *l, json_t **tree, struct error *e)
 {
@@ -575,7 +598,7 @@ layer_backing (const struct layer *l, json_t **tree, struct error *e)
       || (l->im->options.info_only && !l->im->options.info_chain))
     return 0;
   if (json_object_get (given, "file"))
-    *tree = json_incref (given);
+    *tree = replace_backing (l, given, e);
   else if (given)
     *tree = merge_backing (l, given, e);
   else if (l->needs.backing)

@@ -122,14 +122,61 @@ name_to_storage (const char *name, bool strict, struct error *e)
 
 /* ---- json: ---- */
 
+/* Copy the string at P, up to its closing quote, to OUT, with double quotes.
+ * Sets *END to what is behind it in OUT; returns that in P.
+ */
+static const char *
+requote_string (const char *p, char *out, char **end)
+{
+  char quote = *p++;
+
+  *out++ = '"';
+  for (; *p && *p != quote; ++p) {
+    bool escape = *p == '\\' && p[1];
+
+    p += escape;
+    /* JSON has no escape for a single quote. */
+    if (escape ? *p != '\'' : *p == '"')
+      *out++ = '\\';
+    *out++ = *p;
+  }
+  if (*p)
+    *out++ = '"';
+  *end = out;
+  return *p ? p + 1 : p;
+}
+
+/* As QEMU does, take 'text' for "text".  Returns owned, NULL = no memory. */
+static char *
+requote (const char *json)
+{
+  char *copy = malloc (2 * strlen (json) + 1), *out = copy;
+
+  if (!copy)
+    return NULL;
+  while (*json) {
+    if (*json == '"' || *json == '\'')
+      json = requote_string (json, out, &out);
+    else
+      *out++ = *json++;
+  }
+  *out = '\0';
+  return copy;
+}
+
 json_t *
 name_json_to_tree (const char *name, const char *format, struct error *e)
 {
-  json_error_t bad;
-  json_t *options = json_loads (name + strlen ("json:"), JSON_REJECT_DUPLICATES,
-                                &bad);
+  CLEANUP_FREE char *text = requote (name + strlen ("json:"));
+  json_error_t bad = { .position = 0 };
+  json_t *options = text ? json_loads (text, JSON_REJECT_DUPLICATES, &bad)
+    : NULL;
   json_t *tree;
 
+  if (!text) {
+    error_nomem (e, "a name", strlen (name));
+    return NULL;
+  }
   if (!options) {
     error_set (e, EINVAL, "Could not parse the JSON options: %s (at byte %d)",
                bad.text, bad.position);

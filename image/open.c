@@ -54,11 +54,13 @@ add_layer (struct chain *c, json_t *tree, struct error *e)
   return layer_open_data_file (l, c->layers[0], e);
 }
 
-/* A missing backing file is told together with who names it. */
+/* A missing backing file is told together with who names it: by its file, since
+ * a name may be json: with the whole chain in it.
+ */
 static int
 add_backing (struct chain *c, json_t *tree, struct error *e)
 {
-  const char *parent = c->layers[c->nr - 1]->im->name;
+  const char *parent = c->layers[c->nr - 1]->im->storage->name;
 
   if (add_layer (c, tree, e) == 0)
     return 0;

@@ -41,6 +41,7 @@ enum kind {
   KIND_OFF,                     /* a bool; on is not built, CHOICES says why */
   KIND_CHOICE,                  /* one of CHOICES */
   KIND_STORAGE, KIND_LAYER,     /* a node below */
+  KIND_NULL,                    /* none */
   KIND_CACHE, KIND_SERVER, KIND_ARGV, KIND_ENCRYPT,
   KIND_REFUSED,                 /* CHOICES says why */
 };
@@ -66,6 +67,7 @@ static const struct key keys[] = {
   { "cache", KIND_CACHE, IN_ALL, NULL },
   { "file", KIND_STORAGE, IN_LAYER, NULL },
   { "backing", KIND_LAYER, IN_PROBED | IN_FORMAT, NULL },
+  { "backing", KIND_NULL, IN_RAW, NULL },
   { "data-file", KIND_STORAGE, IN_PROBED | IN_FORMAT, NULL },
   { "offset", KIND_SIZE, IN_RAW, NULL },
   { "size", KIND_SIZE, IN_RAW | IN_NULL, NULL },
@@ -376,8 +378,13 @@ check_key (const struct key *key, const json_t *value, unsigned depth,
   case KIND_ENCRYPT: return check_encrypt (value, e);
   case KIND_STORAGE: return check_node (value, PLACE_STORAGE, depth + 1, e);
   case KIND_LAYER:
+    if (json_is_null (value)
+        || check_node (value, PLACE_BACKING, depth + 1, e) == 0)
+      return 0;
+    return error_prefix (e, "Could not open backing file");
+  case KIND_NULL:
     return json_is_null (value) ? 0
-      : check_node (value, PLACE_BACKING, depth + 1, e);
+      : error_set (e, EINVAL, "Driver doesn't support backing files");
   case KIND_REFUSED:
     break;
   }

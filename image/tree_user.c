@@ -217,15 +217,32 @@ backing_node (json_t *node, struct error *e)
                  "null instead");
     return set_new (node, "backing", json_null (), e);
   }
-  if (!json_is_object (backing))
-    return refuse_reference (backing, e);
+  if (!json_is_object (backing)) {
+    refuse_reference (backing, e);
+    return error_prefix (e, "Could not open backing file");
+  }
   backing = layer_node (json_incref (backing), NULL, true, e);
-  return backing ? set_new (node, "backing", backing, e) : -1;
+  if (!backing)
+    return error_prefix (e, "Could not open backing file");
+  return set_new (node, "backing", backing, e);
+}
+
+/* null, or nothing in it: as if it were not there. */
+static void
+drop_empty (json_t *node, const char *key)
+{
+  const json_t *value = json_object_get (node, key);
+
+  if (json_is_null (value)
+      || (json_is_object (value) && json_object_size (value) == 0))
+    json_object_del (node, key);
 }
 
 static int
 layer_children (json_t *node, bool backing, struct error *e)
 {
+  drop_empty (node, "file");
+  drop_empty (node, "data-file");
   if (json_object_get (node, "file")) {
     if (storage_node (node, "file", e) == -1)
       return -1;

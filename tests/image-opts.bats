@@ -396,6 +396,31 @@ map 'json:{"driver":"raw","file":{"filename":"file:x"}}'
 END
 }
 
+@test "JSON may have single quotes, null, and objects in any order" {
+  make_files
+  (cd files && qemu-img create -q -f qcow2 -o data_file=d ext.qcow2 512k &&
+    cp raw.img "q'\"\\.img")
+  peer_lines same <<'END'
+map "json:{'driver':'qcow2','file':{'driver':'file','filename':'a.qcow2'}}"
+map "json:{'driver':\"qcow2\",'file.filename':\"a.qcow2\"}"
+map "json:{'driver':'raw','file.filename':'q\\'\"\\\\.img'}"
+map "json:{'driver':'raw','file.filename':\"q'\\\"\\\\.img\"}"
+map 'json:{"file.filename":"r\u0061w.img"}'
+map 'json: {"file.filename" : "raw.img"} '
+map 'json:{"driver":"raw","file.driver":"file","file":{"filename":"raw.img"}}'
+map 'json:{"driver":"raw","file":{"driver":"file"},"file.filename":"raw.img"}'
+map 'json:{"driver":"raw","file.filename":"raw.img","backing":null}'
+map 'json:{"driver":"raw","file.filename":"raw.img","backing":{"driver":"raw","file.filename":"a.qcow2"}}'
+map 'json:{"driver":"qcow2","file.filename":"top.qcow2","backing":null}'
+map 'json:{"driver":"qcow2","file.filename":"ext.qcow2","data-file":null}'
+map 'json:{"driver":"raw","file":null}'
+map 'json:{"driver":"raw","file":{}}'
+END
+  for bad in "json:{'driver':'raw" "json:{'driver\\" "json:'" 'json:"\'; do
+    parses_not map "$bad"
+  done
+}
+
 @test "names of nodes are checked" {
   make_files
   peer_lines same <<'END'
@@ -423,8 +448,39 @@ END
     --image-opts file.filename=files/a.qcow2,file.driver=file,file.aio=io_uring
 }
 
+@test "another backing file has the format of the one that it replaces" {
+  make_files
+  (cd files && qemu-img create -q -f qcow2 -b raw.img -F raw rtop.qcow2)
+  peer_lines same <<'END'
+map --image-opts file.filename=rtop.qcow2,backing.file.filename=a.qcow2
+convert --image-opts file.filename=rtop.qcow2,backing.file.filename=a.qcow2 o
+map --image-opts file.filename=top.qcow2,backing.file.filename=bits.qcow2
+map --image-opts file.filename=top.qcow2,backing.driver=raw,backing.file.filename=a.qcow2
+map --image-opts file.filename=top.qcow2,backing.driver=raw
+map --image-opts file.filename=top.qcow2,backing.driver=nope
+map --image-opts file.filename=top.qcow2,backing=nope
+map --image-opts file.filename=top.qcow2,backing.driver=raw,backing.offset=512,backing.file.filename=raw.img
+END
+  peer_lines 'own_words "top.qcow2: Could not open backing file: raw.img: Image is not in qcow2"' <<'END'
+map --image-opts file.filename=top.qcow2,backing.file.filename=raw.img
+END
+}
+
 @test "what differs from QEMU on purpose is said" {
   make_files
+  # QEMU 7.2 reads other bytes
+  "$NBDIMG" convert --image-opts driver=raw,offset=1000,file.filename=files/raw.img o
+  cmp o <(tail -c +1001 files/raw.img; head -c 488 /dev/zero)
+  peer_lines 'own_status 0 1 "Could not open backing file"' <<'END'
+map --image-opts file.filename=top.qcow2,backing.file.locking=off
+END
+  peer_lines 'own_status 1 0 top.qcow2' <<'END'
+map --image-opts file.filename=top.qcow2,backing.driver=null-co
+END
+  peer_lines 'own_status 0 1 "must be a"' <<'END'
+map 'json:{"driver":1,"file.filename":"a.qcow2"}'
+map 'json:{"driver":"raw","offset":null,"file.filename":"a.qcow2"}'
+END
   over=backing.driver=raw,backing.file.filename=raw.img
   peer_lines 'own_status 1 0 raw.img' <<END
 info --image-opts driver=qcow2,file.filename=top.qcow2,$over

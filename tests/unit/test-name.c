@@ -145,6 +145,11 @@ static const struct row json_names[] = {
           "\"file\": {\"filename\": \"a\"}"), NULL, RAW (FILE_A) },
   { JSON ("\"file\": {\"filename\": \"nbd://h/x\"}"), NULL,
     "{\"file\": {\"driver\": \"file\", \"filename\": \"nbd://h/x\"}}" },
+  { "json:{'file.filename': 'a'}", NULL, "{\"file\": " FILE_A "}" },
+  { "json:{'file.filename': 'a\\'\"\\\\b'}", NULL,
+    "{\"file\": {\"driver\": \"file\", \"filename\": \"a'\\\"\\\\b\"}}" },
+  { JSON ("\"driver\": \"raw\", \"file\": " FILE_A ", \"backing\": null"),
+    NULL, "{\"driver\": \"raw\", \"file\": " FILE_A ", \"backing\": null}" },
   { JSON ("\"driver\": \"raw\", \"offset\": 512, \"size\": \"1k\", "
           "\"file\": " FILE_A), NULL,
     "{\"driver\": \"raw\", \"offset\": 512, \"size\": \"1k\", \"file\": "
@@ -193,8 +198,8 @@ static const struct row wrong_options[] = {
   { QCOW2 ("\"backing\": \"node0\""), NULL, "Cannot find device='node0'" },
   { JSON ("\"driver\": \"qcow2\", \"file\": \"node0\""), NULL,
     "Cannot find device='node0'" },
-  { JSON ("\"driver\": \"raw\", \"file\": " FILE_A ", \"backing\": null"),
-    NULL, "Block format 'raw' does not support the option 'backing'" },
+  { JSON ("\"driver\": \"raw\", \"file\": " FILE_A ", \"backing\": {}"),
+    NULL, "Driver doesn't support backing files" },
   { JSON ("\"driver\": \"qcow2\", \"file\": {\"driver\": \"qcow2\", "
           "\"file\": " FILE_A "}"), NULL, "a format over another format" },
   { QCOW2 ("\"read-only\": true"), "raw", "contradicts the driver" },
@@ -421,6 +426,12 @@ test_policy_follows (void)
                                                  "\"file\": " FILE_A),
                                       "raw", &e),
               RAW (FILE_A), &e);
+  /* Not a URL that would start a command: a path. */
+  check_tree ("json", policy_backing (&in, JSON ("\"file.filename\": "
+                                                 "\"https://h/x\""),
+                                      NULL, &e),
+              "{\"file\": {\"driver\": \"file\", "
+              "\"filename\": \"https://h/x\"}}", &e);
   check_tree ("data", policy_data_file (&in, "a", &e), FILE_A, &e);
 }
 

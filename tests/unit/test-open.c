@@ -270,7 +270,7 @@ test_backing_given (void)
   close_ok (im);
   open_fails ("json:{\"file.filename\": \"disk\", \"backing\": "
               "{\"file.filename\": \"top\"}}", NULL, &reading, EINVAL,
-              "Block format 'raw' does not support");
+              "Driver doesn't support backing files");
 }
 
 static void
