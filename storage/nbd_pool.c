@@ -48,6 +48,8 @@ enum {
   MAX_CONNECTIONS = 16,
   WINDOW = 8,                   /* pieces of one job in flight */
   HANDSHAKE_SECONDS = 10,       /* then a further connection is given up */
+  HANDSHAKE_STEPS = 100,        /* at a time: a request waits meanwhile */
+  FAREWELL_SECONDS = 2,         /* for one that is under way at close */
   PATIENCE = 5,                 /* seconds without a byte, after Ctrl-C */
 };
 
@@ -444,7 +446,7 @@ init_conn (struct nbdx_pool *p, unsigned i, struct error *e)
 static void
 disconnect (struct nbd_handle *h)
 {
-  const time_t end = now () + HANDSHAKE_SECONDS;
+  const time_t end = now () + FAREWELL_SECONDS;
 
   while (!nbd_aio_is_ready (h) && now () < end && nbd_poll (h, 100) == 1)
     ;
@@ -480,25 +482,25 @@ advance (struct nbdx_pool *p, struct conn *c)
 {
   struct nbdx_export x;
   struct error e = ERROR_INIT;
-  int r;
+  int r, steps;
 
   if (!c->h) {
     c->h = nbdx_connect_start (p->target, &e);
     if (!c->h)
       goto failed;
   }
-  while (!nbd_aio_is_ready (c->h)) {
+  for (steps = 0; !nbd_aio_is_ready (c->h); steps++) {
     r = nbd_poll (c->h, 0);
     if (r == -1 || nbd_aio_is_dead (c->h) || nbd_aio_is_closed (c->h)) {
       error_set (&e, EIO, "%s", nbdx_why ());
       goto failed;
     }
-    if (r == 0 && now () - c->started <= HANDSHAKE_SECONDS)
-      return 0;
-    if (r == 0) {
-      error_set (&e, ETIMEDOUT, "no answer");
+    if (now () - c->started > HANDSHAKE_SECONDS) {
+      error_set (&e, ETIMEDOUT, "the handshake does not end");
       goto failed;
     }
+    if (r == 0 || steps == HANDSHAKE_STEPS)
+      return 0;
   }
   if (nbdx_connect_finish (p->target, c->h, &x, &e) == 0) {
     if (same_export (&x, &p->export))

@@ -308,6 +308,11 @@ data is durable is not known" ]
   [ "$(cut -d ' ' -f 1 log | sort -u)" = 1 ]
 }
 
+@test "nbd: a handshake without an end holds nobody up" {
+  start_python --babble 1 --offer flush,fua,zero,trim,multi,structured
+  run -0 timeout 30 "$IO" "$URI" 'stress 8 50 4096'
+}
+
 @test "nbd: a connection that was opened before a fork works after it" {
   start_logged --filter=delay memory 8M delay-read=1ms delay-write=1ms
   "$IO" "$URI" 'write 0 4096 7' fork 'is 0 4096 7' 'stress 16 100 4096' flush

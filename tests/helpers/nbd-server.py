@@ -77,6 +77,9 @@ class Connection:
                               struct.pack(">I", 1) + b"base:allocation")
             self.reply_option(opt, REP_ACK)
         elif opt in (OPT_INFO, OPT_GO):
+            info = struct.pack(">QIIIH", 0x3e889045565a9, opt, REP_INFO, 2, 9)
+            while self.args.babble and self.number > self.args.babble:
+                self.sock.sendall(1000 * info)
             self.describe(opt)
             return opt == OPT_GO
         elif opt == OPT_ABORT:
@@ -242,6 +245,9 @@ def main():
                    help="the server is gone at this request")
     p.add_argument("--mute", type=int, default=0,
                    help="say nothing to connections after the first N")
+    p.add_argument("--babble", type=int, default=0,
+                   help="the handshake of connections after the first N has "
+                   "no end")
     p.add_argument("--dumb", action="store_true",
                    help="never say anything; the log tells of connections")
     p.add_argument("--silent", default="",
