@@ -76,6 +76,18 @@ images () {
   done
 }
 
+@test "dd -p shows progress, up to the end; -q does not" {
+  images
+  "$NBDIMG" dd -p if=a.qcow2 of=out >shown
+  tr '\r' '\n' <shown | sed 1q | grep -x '    (0.00/100%)'
+  tr '\r' '\n' <shown | grep -x '    (100.00/100%)'
+  "$NBDIMG" dd --progress=json if=a.qcow2 of=out >shown 2>&1
+  tail -1 shown | jq -e '.command == "dd" and .percent == 100'
+  "$NBDIMG" dd -p -q if=a.qcow2 of=out >shown 2>&1
+  "$NBDIMG" dd --quiet if=a.qcow2 of=out >>shown 2>&1
+  [ ! -s shown ]
+}
+
 @test "dd: a failed copy leaves no file that looks finished" {
   need_test_storage
   images

@@ -31,6 +31,9 @@ static const char usage[] =
 "  -O, --output-format=FMT\n"
 "                        format of the output, raw by default\n"
 "  -U, --force-share     also while another program writes to the input\n"
+"  -p                    show progress\n"
+"      --progress=json   the same for programs\n"
+"  -q, --quiet           print nothing but errors\n"
 "  -h, --help   -V, --version\n";
 
 struct request {
@@ -82,6 +85,7 @@ parse (struct tool_args *args, struct request *rq)
     TOOL_IMAGE_OPTIONS (&c->source),
     { "output-format", 'O', .text = &c->format },
     { "force-share", 'U', .flag = &c->source.open.force_share },
+    TOOL_PROGRESS_OPTIONS (&c->progress),
     TOOL_LAST_OPTION,
   };
 
@@ -140,6 +144,7 @@ cmd_dd (int argc, char **argv)
     return args.status;
   fill (&rq);
   tool_progress_start (&rq.convert.progress, "dd", &ctx);
+  tool_progress (NULL, 0, 1);
   r = convert_run (&rq.convert, &ctx);
   tool_progress_end ();
   return r == -1;
