@@ -424,9 +424,9 @@ struct format_ops {
                               uint64_t zero_until, enum preallocation mode,
                               struct error *);
 
-  /* Structural: reserve and link are going to be asked for guest addresses up to
-   * END, behind the disk, where a machine's state lies (info.vm_state_unit).
-   * NULL where that is 0.
+  /* Structural: reserve and link are going to be asked for guest addresses up
+   * to END, behind the disk, where a machine's state lies
+   * (info.vm_state_unit).  NULL where that is 0.
    */
   int (*reach) (struct format *, uint64_t end, struct error *);
 
