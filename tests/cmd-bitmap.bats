@@ -289,3 +289,28 @@ in_full_disk () (
   # This one has changed.
   [ "$(qemu-img info x | grep -c in-use)" = 1 ]
 }
+
+@test "bitmap: removing one that is damaged frees nothing of others" {
+  local l2 data at table to
+  qemu-img create -q -f qcow2 safe 4M
+  qemu-io -c 'write -q -P 7 0 4M' safe
+  qemu-img bitmap --add safe b0
+  qemu-io -c 'write -q -P 7 1M 64k' safe
+  # Its only table entry leads to the L2 table, or to a cluster of the guest.
+  l2=$(peek safe $((16#$(peek safe 40 8))) 8)
+  data=$(peek safe $((16#$l2 & 0xfffffffffffe00)) 8)
+  at=$((16#$(peek safe 100 4)))         # the first header extension
+  while [ "$(peek safe $at 4)" != 23852875 ]; do
+    at=$((at + 8 + (16#$(peek safe $((at + 4)) 4) + 7) / 8 * 8))
+  done
+  table=$(peek safe $((16#$(peek safe $((at + 24)) 8))) 8)
+  for to in "$l2" "$data"; do
+    cp safe x
+    poke x $((16#$table)) "00${to:2}"
+    "$NBDIMG" bitmap --remove x b0 2>err
+    grep -q 'are leaked' err
+    qemu-io -r -c 'read -q -P 7 0 4M' x >out
+    [ ! -s out ]
+    qemu-img check -q x || [ $? = 3 ]
+  done
+}

@@ -213,6 +213,21 @@ store_bits (struct store *s, const struct bits *bits, struct place *p,
                          e);
 }
 
+/* A table that is damaged may lead to metadata; data it can lead to as well,
+ * hence is_sound.
+ */
+static bool
+is_ours (struct store *s, uint64_t host, uint64_t clusters)
+{
+  struct qcow2 *q = s->q;
+  bool r;
+
+  mutex_lock (&q->mutex);
+  r = !qcow2_overlap_locked (q, host, clusters << q->cluster_bits);
+  mutex_unlock (&q->mutex);
+  return r;
+}
+
 /* The clusters of B as it is on disk.  A table that cannot be read, or is
  * damaged, leaks what it refers to.
  */
@@ -223,7 +238,7 @@ collect_old (struct store *s, const struct dirty_bitmap *b)
   struct error bad = ERROR_INIT;
   struct reader reader;
   const uint8_t *p;
-  uint64_t host;
+  uint64_t host, clusters;
 
   if (b->table_offset == 0)
     return;
@@ -244,14 +259,34 @@ collect_old (struct store *s, const struct dirty_bitmap *b)
     }
     host = get_be64 (p) & ENTRY_OFFSET_MASK;
     if (host && is_aligned (host, q->cluster_size)
-        && host < storage_size (q->format.storage))
+        && host < storage_size (q->format.storage) && is_ours (s, host, 1))
       freed_list_add (&s->old, host, 1, q->cluster_size);
   }
   reader_free (&reader);
-  freed_list_add (&s->old, b->table_offset,
-                  max_u64 (div_round_up ((uint64_t) b->table_size * 8,
-                                         q->cluster_size), 1),
-                  q->cluster_size);
+  clusters = max_u64 (div_round_up ((uint64_t) b->table_size * 8,
+                                    q->cluster_size), 1);
+  if (is_ours (s, b->table_offset, clusters))
+    freed_list_add (&s->old, b->table_offset, clusters, q->cluster_size);
+}
+
+/* One that was removed may have been so because it is damaged. */
+static int
+collect_removed (struct store *s, struct error *e)
+{
+  struct qcow2 *q = s->q;
+  bool sound;
+
+  if (s->set->nr_removed == 0)
+    return 0;
+  if (qcow2_is_sound (q, &sound, e) == -1)
+    return -1;
+  if (!sound)
+    log_warning ("%s: the image has errors, so that clusters of bitmaps that"
+                 " are removed are leaked: check and repair it",
+                 q->format.storage->name);
+  for (size_t i = 0; sound && i < s->set->nr_removed; ++i)
+    collect_old (s, s->set->removed[i]);
+  return 0;
 }
 
 static int
@@ -268,9 +303,7 @@ store_all_bits (struct store *s, struct error *e)
       return error_prefix (e, "bitmap '%s'", b->name);
     collect_old (s, b);
   }
-  for (size_t i = 0; i < s->set->nr_removed; ++i)
-    collect_old (s, s->set->removed[i]);
-  return 0;
+  return collect_removed (s, e);
 }
 
 /* ---- directory ---- */

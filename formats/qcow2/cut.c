@@ -16,7 +16,6 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "common/cleanup.h"
 #include "common/log.h"
@@ -129,24 +128,6 @@ cut_storage (struct cut *c)
   mutex_unlock (&q->mutex);
 }
 
-/* Is every cluster in use counted? */
-static int
-can_trust_refcounts (struct qcow2 *q, bool *can, struct error *e)
-{
-  const struct format_check_options o = { .repair = REPAIR_NONE };
-  struct format_check_result r;
-
-  memset (&r, 0, sizeof r);
-  if (qcow2_check (&q->format, &o, &r, e) == -1)
-    return -1;
-  *can = r.corruptions == 0 && r.check_errors == 0;
-  if (!*can)
-    log_warning ("%s: the file is not cut behind the last cluster in use, since"
-                 " the image has errors: check and repair it",
-                 q->format.storage->name);
-  return 0;
-}
-
 static int
 cut (struct qcow2 *q, struct error *e)
 {
@@ -166,9 +147,14 @@ cut (struct qcow2 *q, struct error *e)
 int
 qcow2_cut_file (struct qcow2 *q, struct error *e)
 {
-  bool can;
+  bool sound;
 
-  if (can_trust_refcounts (q, &can, e) == -1)
+  if (qcow2_is_sound (q, &sound, e) == -1)
     return -1;
-  return can ? cut (q, e) : 0;
+  if (sound)
+    return cut (q, e);
+  log_warning ("%s: the file is not cut behind the last cluster in use, since"
+               " the image has errors: check and repair it",
+               q->format.storage->name);
+  return 0;
 }

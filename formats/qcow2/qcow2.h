@@ -517,6 +517,11 @@ extern void freed_list_clear (struct freed_list *l);
  */
 extern int qcow2_settle (struct qcow2 *q, struct error *e);
 
+/* Does check find nothing but leaks?  All must be on disk (settle).  Who gives
+ * clusters up on the word of a table, and could ruin others, asks first.
+ */
+extern int qcow2_is_sound (struct qcow2 *q, bool *sound, struct error *e);
+
 /* CLUSTER became free behind the allocator's back. */
 extern void qcow2_note_free (struct qcow2 *q, uint64_t cluster);
 

@@ -10,6 +10,8 @@
 
 #include <config.h>
 
+#include <string.h>
+
 #include "common/log.h"
 #include "formats/qcow2/qcow2.h"
 
@@ -24,6 +26,19 @@ qcow2_settle (struct qcow2 *q, struct error *e)
   table_drop_all_locked (q);
   q->pack_offset = 0;
   mutex_unlock (&q->mutex);
+  return 0;
+}
+
+int
+qcow2_is_sound (struct qcow2 *q, bool *sound, struct error *e)
+{
+  const struct format_check_options o = { .repair = REPAIR_NONE };
+  struct format_check_result r;
+
+  memset (&r, 0, sizeof r);
+  if (qcow2_check (&q->format, &o, &r, e) == -1)
+    return -1;
+  *sound = r.corruptions == 0 && r.check_errors == 0;
   return 0;
 }
 
