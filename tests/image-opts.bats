@@ -477,6 +477,9 @@ END
   peer_lines 'own_status 1 0 top.qcow2' <<'END'
 map --image-opts file.filename=top.qcow2,backing.driver=null-co
 END
+  peer_lines 'own_status 0 1 "read-only=on forbids"' <<'END'
+commit --image-opts driver=qcow2,file.filename=top.qcow2,backing.read-only=on
+END
   peer_lines 'own_status 0 1 "must be a"' <<'END'
 map 'json:{"driver":1,"file.filename":"a.qcow2"}'
 map 'json:{"driver":"raw","offset":null,"file.filename":"a.qcow2"}'
@@ -494,6 +497,11 @@ END
   qemu-img compare -F raw top.qcow2 ../disk.raw
   [[ $(qemu-img info top.qcow2) == *"backing file: raw.img"* ]]
   cd ..
+  theirs=(qemu-img bitmap --add --image-opts "$disk" b)
+  ours=("$NBDIMG" "${theirs[@]:1}")
+  peer_run files files
+  [ $their_status = 1 ] && [ $our_status = 0 ]
+  [[ $(qemu-img info files/top.qcow2) == *"name: b"* ]]
   peer_lines 'own_status 1 0 "No errors"' <<END
 check --image-opts file.filename=a.qcow2,cache.writeback=off
 END
