@@ -6,7 +6,8 @@
 its files, and each request fails, with EIO and ENOSPC.  Afterwards the images
 open, check finds at most leaks or a dirty image that a repair makes clean, and
 the content is the old or the new one: what that means for each command is in
-torture_table.py, and how it is looked at in torture_rules.py.
+torture_table.py, and how it is looked at in torture_rules.py.  That a flush
+fails is not seen in an image: the command must say it.
 
 usage: torture.py --nbdimg PROGRAM --dir FOLDER [--kills N] [--indexes N]
                   [--seed N] [--jobs N] [--only PATTERN] [--modes NAME,...]
@@ -42,10 +43,11 @@ MODES = {
     "ENOSPC for good": "errno=ENOSPC,count=0",
     "kill": "kill=1",
     "kill half": "kill=1,short=1",
+    "flush": "op=flush,errno=EIO",
 }
-# Those of a run of an hour; the others take as long again.
-USUAL = "EIO,EIO for good,ENOSPC,kill,kill half"
-REASONS = {"EIO": "Input/output error", "ENOSPC": "No space left on device"}
+USUAL = "EIO,EIO for good,ENOSPC,ENOSPC for good,kill,kill half,flush"
+REASONS = {"EIO": "Input/output error", "ENOSPC": "No space left on device",
+           "flush": "Input/output error"}
 DELAY = 150             # microseconds; see Victim.moments
 MANY, SOME = 2000, 500  # with more requests so many indexes are tried
 ENOUGH = 5              # findings in a row of the table
@@ -59,6 +61,7 @@ class Victim:
         self.nbdimg = args.nbdimg
         self.rnd = random.Random("%d %s" % (args.seed, row.name))
         self.cwd = os.path.join(args.dir, re.sub(r"\W+", "-", row.name))
+        self.counter = self.cwd + ".count"
         self.verdicts = {}
         self.counts = collections.Counter()
         self.kinds = collections.Counter()
@@ -89,22 +92,29 @@ class Victim:
             raise Wrong("undisturbed: %s" % end)
         return end
 
-    def count(self):
-        counter = os.path.join(self.cwd, "count.tmp")
+    def count(self, spec="op=any"):
         self.before.restore(self.cwd)
-        self.undisturbed("countfile=count.tmp")
-        if not os.path.exists(counter):
+        self.undisturbed("%s,countfile=%s" % (spec, self.counter))
+        return self.counted()
+
+    def counted(self):
+        """How many requests the last program had that counts them."""
+        if not os.path.exists(self.counter):
             return 0
-        with open(counter, encoding="ascii") as fp:
-            return int(fp.read())
+        with open(self.counter, encoding="ascii") as fp:
+            n = int(fp.read())
+        os.unlink(self.counter)
+        return n
 
     # ---- rounds ----
 
     def fault_round(self, mode, index):
         spec = "%s,index=%d" % (MODES[mode], index)
         self.before.restore(self.cwd)
-        end = run(self.argv(), self.cwd, ok=None, spec=spec)
-        self.judge(mode, spec, end)
+        end = run(self.argv(), self.cwd, ok=None,
+                  spec="%s,countfile=%s" % (spec, self.counter))
+        flushed = mode == "flush" and self.counted() >= index
+        self.judge(mode, spec, end, flushed)
 
     def kill_round(self, moment, spec):
         self.before.restore(self.cwd)
@@ -114,10 +124,12 @@ class Victim:
         self.judge("random kill", "%s after %.1f ms"
                    % (spec or "-", moment * 1000), finish(process))
 
-    def judge(self, mode, what, end):
+    def judge(self, mode, what, end, must_fail=False):
         self.counts[mode] += 1
         try:
             ended = self.ending(mode, end)
+            if ended == DONE and must_fail:
+                raise Wrong("it did not fail, though a flush did")
             self.counts[mode, ended] += 1
             which = self.verdict(ended, GONE in end.err)
         except Wrong as e:
@@ -183,12 +195,12 @@ class Victim:
 
     # ---- all of them ----
 
-    def indexes(self):
+    def indexes(self, requests):
         """All, or as many as are wanted; of a long command a part."""
         limit = self.args.indexes or (
-            self.requests if self.requests <= MANY else SOME)
-        every = range(1, self.requests + 1)
-        if limit >= self.requests:
+            requests if requests <= MANY else SOME)
+        every = range(1, requests + 1)
+        if limit >= requests:
             return every
         return sorted(self.rnd.sample(every, limit))
 
@@ -210,9 +222,10 @@ class Victim:
         self.prepare()
         if self.requests == 0:
             raise Wrong("no request goes through the test storage")
-        indexes = self.indexes()
+        usual = self.indexes(self.requests)
         for mode in self.args.modes:
-            for index in indexes:
+            for index in (usual if mode != "flush" else
+                          self.indexes(self.count("op=flush"))):
                 self.fault_round(mode, index)
                 if len(self.findings) >= ENOUGH:
                     return
