@@ -15,7 +15,7 @@ torture () {
   shift
   for row in "${rows[@]}"; do set -- "$@" --only "$row"; done
   TORTURE_KILLS=2 TORTURE_JOBS=2 "$SRCDIR/tests/soak/torture.sh" --indexes 2 \
-    --modes "EIO,ENOSPC for good,kill half" "$@"
+    --modes "EIO,ENOSPC for good,kill half,flush" "$@"
 }
 
 @test "each command is in the table of those that are cut off" {
@@ -56,9 +56,9 @@ END
   chmod +x harmful/nbdimg
 }
 
-# sees TEXT ROW: the run fails, and says so
+# sees TEXT ROW [MODE]: the run fails, and says so
 sees () {
-  NBDIMG_BUILD=$PWD/harmful run torture "$2" --modes EIO
+  NBDIMG_BUILD=$PWD/harmful run torture "$2" --modes "${3:-EIO}"
   [ "$status" = 1 ] || fail "not seen: $1"$'\n'"$output"
   [[ $output == *"not ok $2:"*"$1"* ]] || fail "not '$1': $output"
 }
@@ -74,6 +74,8 @@ sees () {
   sees "a has changed" "info"
   harmful 'dd if=/dev/zero of=a bs=512 count=16 seek=16 conv=notrunc status=none'
   sees "errors were found" "snapshot -d"
+  harmful 'env -u NBDIMG_TEST_STORAGE "'"$NBDIMG"'" "$@"; status=$?'
+  sees "it did not fail, though a flush did" "amend lazy_refcounts" flush
   harmful 'status=2'
   sees "status 2" "rebase -u"
 }

@@ -113,8 +113,8 @@ class Victim:
         self.before.restore(self.cwd)
         end = run(self.argv(), self.cwd, ok=None,
                   spec="%s,countfile=%s" % (spec, self.counter))
-        flushed = mode == "flush" and self.counted() >= index
-        self.judge(mode, spec, end, flushed)
+        happened = self.counted() >= index
+        self.judge(mode, spec, end, happened and mode == "flush")
 
     def kill_round(self, moment, spec):
         self.before.restore(self.cwd)
