@@ -44,7 +44,7 @@ BASES = [("raw", ""), ("vdi", ""), ("qcow2", ""), ("qcow2", "cluster_size=1k"),
 # What may be refused, and then changes nothing.
 REFUSALS = [
     "version 2 images cannot grow", "Cannot decrease refcount entry width",
-    "cannot become larger than",
+    "cannot become larger than", "Can't resize a v2 image which has snapshots",
 ]
 
 
