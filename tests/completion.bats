@@ -60,6 +60,14 @@ setup () {
   [ $bad = 0 ]
 }
 
+@test "an option that nobody knows is the one that the error names" {
+  expect_error 1 "unrecognized option '-X'" "$NBDIMG" check -q -Xq a
+  expect_error 1 "unrecognized option '-X'" "$NBDIMG" check --quiet -qXq a
+  expect_error 1 "unrecognized option '--no'" "$NBDIMG" check -q --no a
+  expect_error 1 "unrecognized option '--quiet=1'" \
+    "$NBDIMG" check -U --quiet=1 a
+}
+
 @test "what a command's help does not promise is not offered" {
   local offered
   [ "$(complete_line comp)" = compare ]

@@ -125,20 +125,22 @@ stop (struct tool_args *args, int status)
   return -1;
 }
 
-/* getopt has stepped over a bad option when it was the last of its argument. */
+/* A letter that nobody has stands anywhere in its argument.  Else a name is
+ * unknown (optopt is 0), or was given a value that it does not take, and getopt
+ * has stepped over it.
+ */
 static int
-bad_option (struct tool_args *args)
+bad_option (struct tool_args *args, const char *letters)
 {
-  const char *arg = args->argv[optind - 1];
-
-  if (*arg == '-')
-    return stop (args, tool_misuse ("unrecognized option '%s'", arg));
-  return stop (args, tool_misuse ("unrecognized option '-%c'", optopt));
+  if (optopt > 0 && optopt < OPT_TRACE && !strchr (letters, optopt))
+    return stop (args, tool_misuse ("unrecognized option '-%c'", optopt));
+  return stop (args, tool_misuse ("unrecognized option '%s'",
+                                  args->argv[optind - 1]));
 }
 
 static int
 set_option (struct tool_args *args, const struct tool_option *rows,
-            int option, void *request)
+            const char *letters, int option, void *request)
 {
   const struct tool_option *o;
   int r;
@@ -159,7 +161,7 @@ set_option (struct tool_args *args, const struct tool_option *rows,
     return stop (args, tool_misuse ("missing argument for option '%s'",
                                     args->argv[optind - 1]));
   case '?':
-    return bad_option (args);
+    return bad_option (args, letters);
   }
   o = find_row (rows, option);
   r = store (o, request, o->value ? o->value : optarg);
@@ -177,7 +179,7 @@ tool_parse (struct tool_args *args, const struct tool_option *rows,
   optind = 0;
   while ((option = getopt_long (args->argc, args->argv, tables.letters,
                                 tables.names, NULL)) != -1)
-    if (set_option (args, rows, option, request) == -1)
+    if (set_option (args, rows, tables.letters, option, request) == -1)
       return -1;
   args->names = args->argv + optind;
   args->nr_names = args->argc - optind;
