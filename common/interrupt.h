@@ -2,8 +2,8 @@
  * Copyright the nbdimg developers. */
 
 /* Does the user want the program to end?  Operations have a flag of their own
- * for that, and stop at the next safe place.  This one is for who waits below
- * them for somebody that may never answer.
+ * for that, and stop at the next safe place.  This one is for who is busy below
+ * them for long, or waits for somebody that may never answer.
  */
 
 #ifndef NBDIMG_INTERRUPT_H

@@ -13,6 +13,7 @@
 
 #include "common/bytes.h"
 #include "common/cleanup.h"
+#include "common/interrupt.h"
 #include "common/log.h"
 #include "formats/preallocation.h"
 
@@ -67,8 +68,16 @@ preallocation_is_vain (const struct format_create_options *opts,
   return 0;
 }
 
+static int
+stop_if_interrupted (const struct storage *st, struct error *e)
+{
+  return interrupted () ? error_set (e, ECANCELED, "%s: preallocation was "
+                                     "interrupted", st->name) : 0;
+}
+
 /* Bytes that were written take their space on every file system, also where
- * allocated extents are only promised (copy on write, compression).
+ * allocated extents are only promised (copy on write, compression).  A large
+ * disk takes hours.
  */
 static int
 write_zeroes (struct storage *st, uint64_t from, uint64_t to,
@@ -80,8 +89,9 @@ write_zeroes (struct storage *st, uint64_t from, uint64_t to,
   if (!buf)
     return error_nomem (e, "preallocation", chunk);
   for (; from < to; from += chunk)
-    if (storage_pwrite (st, buf, (size_t) min_u64 (chunk, to - from), from, 0,
-                        e) == -1)
+    if (stop_if_interrupted (st, e) == -1
+        || storage_pwrite (st, buf, (size_t) min_u64 (chunk, to - from), from,
+                           0, e) == -1)
       return -1;
   return 0;
 }

@@ -23,7 +23,7 @@ extern int preallocation_is_vain (const struct format_create_options *,
                                   const char *what, struct error *e);
 
 /* Bytes [from, to) of ST read as zeroes, or nobody cares; make their space as
- * solid as MODE says.
+ * solid as MODE says.  ECANCELED: the program is to end.
  */
 extern int preallocate (struct storage *st, uint64_t from, uint64_t to,
                         enum preallocation mode, struct error *e);

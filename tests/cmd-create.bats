@@ -463,3 +463,33 @@ END
   qemu-img check -q o
   qemu-img info o | grep -x 'file format: qcow2'
 }
+
+# interrupted FILE ARGUMENTS...: the command is ended once FILE is longer than a
+# megabyte; each request takes 0.1 s, all of them half a minute.
+interrupted () {
+  local file=$1 status=0
+  shift
+  start env NBDIMG_TEST_STORAGE=fault:delay=100000 "$NBDIMG" "$@"
+  poll 20 grown "$file"
+  kill -TERM "$STARTED_PID"
+  wait "$STARTED_PID" || status=$?
+  [ $status = 143 ]
+}
+
+grown () { [ -e "$1" ] && [ "$(stat -c %s "$1")" -gt $((1024 * 1024)) ]; }
+
+@test "create, resize: who is interrupted while space is written leaves nothing" {
+  local format
+  need_test_storage
+  for format in raw qcow2; do
+    interrupted o create -q -f $format -o preallocation=full o 600M
+    [ ! -e o ]
+  done
+  truncate -s 1M r.raw
+  interrupted r.raw resize -q -f raw --preallocation=full r.raw 600M
+  [ "$(stat -c %s r.raw)" = 1048576 ]
+  "$NBDIMG" create -q -f qcow2 r.qcow2 1M
+  interrupted r.qcow2 resize -q --preallocation=full r.qcow2 600M
+  qemu-img info --output=json r.qcow2 | jq -e '."virtual-size" == 1048576'
+  qemu-img check -q r.qcow2
+}
