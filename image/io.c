@@ -142,7 +142,7 @@ read_mapped (struct image *im, const struct mapping *m, uint8_t *buf,
 
 int
 io_read (struct image *im, uint8_t *buf, size_t len, uint64_t offset,
-            struct error *e)
+         struct error *e)
 {
   uint64_t size = image_size (im);
   struct mapping m;
