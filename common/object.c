@@ -38,6 +38,9 @@ set_type (struct object *o, const char *name, struct error *e)
       o->type = types[i];
       return 0;
     }
+  if (strchr (name, '='))       /* a secret, it may be */
+    return error_set (e, EINVAL, "--object: the type (secret, tls-creds-x509, "
+                      "tls-creds-psk) comes first");
   if (strcmp (name, "tls-creds-anon") == 0)
     return error_set (e, ENOTSUP, "--object tls-creds-anon is not built yet "
                       "(libnbd has no TLS with servers that do not say who "
@@ -46,18 +49,28 @@ set_type (struct object *o, const char *name, struct error *e)
                     "secret, tls-creds-x509 and tls-creds-psk", name);
 }
 
+/* Index of the property; -1 = the type has none of that NAME. */
+static int
+find_property (const struct object_type *type, const char *name)
+{
+  for (int i = 0; type->properties[i]; ++i)
+    if (strcmp (type->properties[i], name) == 0)
+      return i;
+  return -1;
+}
+
 /* VALUE is borrowed; NULL = it has none. */
 static int
 set (struct object *o, const char *name, const char *value, struct error *e)
 {
-  for (int i = 0; o->type->properties[i]; ++i)
-    if (strcmp (o->type->properties[i], name) == 0) {
-      if (!value)
-        return error_set (e, EINVAL, "Parameter '%s' expects a text", name);
-      o->value[i] = value;
-      return 0;
-    }
-  return error_set (e, EINVAL, "Parameter '%s' is unexpected", name);
+  int i = find_property (o->type, name);
+
+  if (i == -1)
+    return error_set (e, EINVAL, "Parameter '%s' is unexpected", name);
+  if (!value)
+    return error_set (e, EINVAL, "Parameter '%s' expects a text", name);
+  o->value[i] = value;
+  return 0;
 }
 
 /* ---- the two ways to write it ---- */
@@ -96,6 +109,9 @@ parse_list (struct object *o, char *text, struct error *e)
 
     if (value)
       *value++ = '\0';
+    else if (find_property (o->type, name) == -1)
+      return error_set (e, EINVAL, "--object: after a comma, no parameter: "
+                        "within a value it is written twice");
     if (set (o, name, value, e) == -1)
       return -1;
   }
@@ -105,10 +121,9 @@ parse_list (struct object *o, char *text, struct error *e)
 static bool
 is_boolean (const struct object_type *type, const char *name)
 {
-  for (int i = 0; type->properties[i]; ++i)
-    if (strcmp (type->properties[i], name) == 0)
-      return type->booleans >> i & 1;
-  return false;
+  int i = find_property (type, name);
+
+  return i != -1 && (type->booleans >> i & 1);
 }
 
 static int

@@ -64,6 +64,8 @@ secret,id=1s,data=hunter2|begins with a letter
 secret,id=s,data=hunter2,keyid=z|No secret with id 'z'
 secret,id=s,data=hunter2,iv=x|iv needs keyid
 secret,id=s,data=hunter2,size=3|'size' is unexpected
+secret,id=s,data=oh,hunter2|after a comma
+data=hunter2,id=s|the type (
 secrets,id=s,data=hunter2|no object 'secrets'
 {"qom-type":"secret","id":"s","data":3}|'data' expects a text
 {"qom-type":"secret",hunter2|not an object
