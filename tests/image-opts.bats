@@ -351,6 +351,10 @@ END
   make_files
   peer_lines same <<'END'
 map --image-opts file.filename=a.qcow2,lazy-refcounts=off,cache-size=1M
+map --image-opts driver=qcow2,file.filename=a.qcow2,lazy-refcounts=on
+map --image-opts driver=qcow2,file.filename=a.qcow2,overlap-check=none
+map --image-opts driver=qcow2,file.filename=a.qcow2,overlap-check=constant
+map --image-opts driver=qcow2,file.filename=a.qcow2,overlap-check=cached
 map --image-opts file.filename=a.qcow2,offset=512
 map --image-opts file.filename=a.qcow2,bogus=1
 map --image-opts file.filename=raw.img,offset=512,size=64k
@@ -517,7 +521,6 @@ END
   peer_lines 'own_status 0 1 "is not built"' <<'END'
 map --image-opts file.filename=a.qcow2,cache-clean-interval=9
 map --image-opts driver=qcow2,file.filename=a.qcow2,l2-cache-entry-size=4k
-map --image-opts driver=qcow2,file.filename=a.qcow2,lazy-refcounts=on
 map --image-opts driver=qcow2,file.filename=a.qcow2,pass-discard-other=on
 map --image-opts file.filename=a.qcow2,cache.direct=on,cache.no-flush=on
 END
