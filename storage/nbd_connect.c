@@ -259,8 +259,9 @@ nbdx_connect_start (const struct nbdx_target *t, struct error *e)
     r = nbd_aio_connect_unix (h, t->socket);
   else
     r = nbd_aio_connect_tcp (h, t->host, t->port);
+  /* Who answers at once is through with the handshake, or has failed it. */
   if (r == -1) {
-    libnbd_error (t, e);
+    handshake_error (t, e);
     goto failed;
   }
   return h;

@@ -173,6 +173,11 @@ both () {
   both 'the server has no TLS' --object \
     tls-creds-psk,id=t,dir=keys,username=alice \
     --image-opts "$(tcp_options ,tls-creds=t)"
+  # Also when the server is so quick that it answers while we connect.
+  for _ in {1..20}; do
+    expect_error 1 'the server has no TLS' "$NBDIMG" info --object $x=pki \
+      --image-opts "$(tcp_options ,tls-creds=t)"
+  done
   run ! grep Connect log
   start_tcp --tls=require --tls-certificates=pki memory 1M
   both 'requires TLS' --object $x=pki --image-opts "$(tcp_options)"
