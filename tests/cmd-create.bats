@@ -492,4 +492,12 @@ grown () { [ -e "$1" ] && [ "$(stat -c %s "$1")" -gt $((1024 * 1024)) ]; }
   interrupted r.qcow2 resize -q --preallocation=full r.qcow2 600M
   qemu-img info --output=json r.qcow2 | jq -e '."virtual-size" == 1048576'
   qemu-img check -q r.qcow2
+  for raw in on off; do
+    "$NBDIMG" create -q -f qcow2 -o data_file=d.raw,data_file_raw=$raw d 1M
+    interrupted d.raw resize -q --preallocation=full d 600M
+    [ "$(stat -c %s d.raw)" = 1048576 ]
+    "$NBDIMG" resize -q d 8M
+    qemu-io -c 'read -q -P 0 0 8M' d
+    qemu-img check -q d
+  done
 }

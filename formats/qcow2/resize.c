@@ -281,6 +281,24 @@ prepare_growth (struct qcow2 *q, uint64_t size, uint64_t zero_until,
   return clear (q, from, to, UNMAP_ZERO, e);
 }
 
+/* On failure the data file gives the new space back: it may be what filled the
+ * disk.
+ */
+static int
+prepare_or_undo (struct qcow2 *q, uint64_t size, uint64_t zero_until,
+                 enum preallocation mode, struct error *e)
+{
+  struct storage *st = q->format.data_file;
+  uint64_t old = st ? storage_size (st) : 0;
+  struct error ignored = ERROR_INIT;
+
+  if (prepare_growth (q, size, zero_until, mode, e) == 0)
+    return 0;
+  if (st && storage_size (st) > old)
+    storage_truncate (st, old, &ignored);
+  return -1;
+}
+
 static int
 grow (struct qcow2 *q, uint64_t size, uint64_t zero_until,
       enum preallocation mode, struct error *e)
@@ -290,7 +308,7 @@ grow (struct qcow2 *q, uint64_t size, uint64_t zero_until,
   /* A raw data file is all mapped, as create does it. */
   if (q->data_file_raw && mode == PREALLOCATION_OFF)
     mode = PREALLOCATION_METADATA;
-  if (prepare_growth (q, size, zero_until, mode, e) == -1
+  if (prepare_or_undo (q, size, zero_until, mode, e) == -1
       || qcow2_settle (q, e) == -1)
     return -1;
   put_be64 (field, size);
