@@ -61,8 +61,10 @@ setup () {
 }
 
 @test "an option that nobody knows is the one that the error names" {
-  expect_error 1 "unrecognized option '-X'" "$NBDIMG" check -q -Xq a
-  expect_error 1 "unrecognized option '-X'" "$NBDIMG" check --quiet -qXq a
+  expect_error 1 "unrecognized option '-Xq'" "$NBDIMG" check -q -Xq a
+  expect_error 1 "unrecognized option '-qX'" "$NBDIMG" check -q -qX a
+  expect_error 1 "unrecognized option '-qXq'" \
+    "$NBDIMG" check --quiet -qXq a
   expect_error 1 "unrecognized option '--no'" "$NBDIMG" check -q --no a
   expect_error 1 "unrecognized option '--quiet=1'" \
     "$NBDIMG" check -U --quiet=1 a

@@ -125,17 +125,30 @@ stop (struct tool_args *args, int status)
   return -1;
 }
 
-/* A letter that nobody has stands anywhere in its argument.  Else a name is
- * unknown (optopt is 0), or was given a value that it does not take, and getopt
- * has stepped over it.
+/* The argument that a letter which nobody has stands in: getopt has stepped over
+ * it only where that letter is its last.
+ */
+static const char *
+argument_of (const struct tool_args *args, int letter)
+{
+  const char *last = args->argv[optind - 1];
+
+  if (last[0] == '-' && strchr (last, letter))
+    return last;
+  return args->argv[optind];
+}
+
+/* A letter is unknown; or a name is (optopt is 0), or was given a value that it
+ * does not take, and getopt has stepped over it.
  */
 static int
 bad_option (struct tool_args *args, const char *letters)
 {
-  if (optopt > 0 && optopt < OPT_TRACE && !strchr (letters, optopt))
-    return stop (args, tool_misuse ("unrecognized option '-%c'", optopt));
+  bool letter = optopt > 0 && optopt < OPT_TRACE && !strchr (letters, optopt);
+
   return stop (args, tool_misuse ("unrecognized option '%s'",
-                                  args->argv[optind - 1]));
+                                  letter ? argument_of (args, optopt)
+                                  : args->argv[optind - 1]));
 }
 
 static int
