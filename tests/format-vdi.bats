@@ -320,3 +320,24 @@ END
   qemu-io -c 'read -P 1 0 3M' -c 'read -P 0 3M 297M' b.vdi >out
   run ! grep -i fail out
 }
+
+@test "what is written after a VDI image could not grow goes nowhere else" {
+  need_test_storage
+  "$NBDIMG" create -q -f vdi a.vdi 4M
+  "$NBDIMG" io -c 'write -q -P 1 0 1M' -c 'write -q -P 2 1M 1M' a.vdi
+  # its longer map takes two places, whose blocks move
+  local k
+  for ((k = 1; k < 99; k++)); do
+    cp a.vdi b.vdi
+    NBDIMG_TEST_STORAGE="fault:op=write,index=$k,short=1" run "$NBDIMG" io \
+      -c 'truncate 300G' -c 'write -q -P 3 2M 512' -c 'write -q -P 4 3M 1M' \
+      b.vdi
+    [ "$(le32 b.vdi 344)" = 1024 ] || break     # it has grown
+    "$NBDIMG" check -q b.vdi || fail "write $k: $(peek b.vdi 512 16)"
+    run "$NBDIMG" io -r -c 'read -q -P 1 0 1M' -c 'read -q -P 2 1M 1M' \
+      -c 'read -q -P 3 2M 512' -c 'read -q -P 0 2097664 1048064' \
+      -c 'read -q -P 4 3M 1M' b.vdi
+    [ -z "$output" ] || fail "write $k: $output"
+  done
+  [ "$k" -gt 6 ] && [ "$k" -lt 99 ]
+}

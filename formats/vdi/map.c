@@ -111,6 +111,13 @@ vdi_map (struct format *f, struct format_view *view, uint64_t guest,
 
 /* ---- reserve ---- */
 
+int
+vdi_no_index (const struct vdi *v, struct error *e)
+{
+  return error_set (e, EFBIG, "%s: there is no index left for a block",
+                    v->format.storage->name);
+}
+
 /* Places for NR blocks or for fewer, in a row.  One that nobody has any more is
  * taken first: while there are some, not all blocks below next are in use, and
  * no index gets larger than the number of blocks.
@@ -125,8 +132,7 @@ take_places_locked (struct vdi *v, uint64_t *nr, uint64_t *index,
     return 0;
   }
   if (*nr > VDI_DISCARDED - v->next)
-    return error_set (e, EFBIG, "%s: there is no index left for a block",
-                      v->format.storage->name);
+    return vdi_no_index (v, e);
   *index = v->next;
   v->next += *nr;
   return 0;

@@ -30,8 +30,9 @@ struct growth {
   uint64_t places;              /* that the new map takes; 0 = none, it stays
                                    where it is */
   uint64_t bmap_offset, data_offset;
-  uint64_t next;                /* index behind all that are in use, counted
-                                   from the new data_offset */
+  uint64_t next;                /* index behind all that are in use; from
+                                   make_way on counted from the new
+                                   data_offset */
 };
 
 static int
@@ -60,7 +61,7 @@ make_plan (const struct vdi *v, uint64_t size, struct growth *g,
   *g = (struct growth) {
     .size = size, .bmap_offset = v->bmap_offset,
     .blocks = max_u64 (div_round_up (size, VDI_BLOCK_SIZE), v->blocks),
-    .data_offset = v->data_offset, .next = v->next,
+    .data_offset = v->data_offset,
   };
   if (vdi_map_bytes (g->blocks) <= room)
     return 0;
@@ -139,6 +140,26 @@ copy_block (struct vdi *v, uint64_t from, uint64_t to, struct error *e)
   return storage_pwrite (st, buf, VDI_BLOCK_SIZE, vdi_host (v, to), 0, e);
 }
 
+/* The place behind all others, at least FIRST.  It is taken before anything is
+ * written to it: whatever fails later, it is never handed out as a new one, and
+ * no epoch writes an entry with it below a number of blocks that is too small.
+ */
+static int
+take_place (struct vdi *v, uint64_t first, uint64_t *place, struct error *e)
+{
+  mutex_lock (v->cache.mutex);
+  *place = max_u64 (v->next, first);
+  if (*place < VDI_DISCARDED) {
+    v->next = *place + 1;
+    if (v->fresh_from != UINT64_MAX)
+      v->fresh_from = max_u64 (v->fresh_from, v->next);
+  }
+  mutex_unlock (v->cache.mutex);
+  if (*place >= VDI_DISCARDED)
+    return vdi_no_index (v, e);
+  return 0;
+}
+
 /* A block that lies behind the old end of the disk (another program may leave
  * one) would show up in the new part; one that stands where the new map is to
  * be moves to the end.
@@ -147,8 +168,8 @@ static int
 move_block (struct vdi *v, void *opaque, uint64_t block, uint32_t entry,
             struct error *e)
 {
-  struct growth *g = opaque;
-  uint64_t disk = div_round_up (v->format.info.size, VDI_BLOCK_SIZE);
+  const struct growth *g = opaque;
+  uint64_t disk = div_round_up (v->format.info.size, VDI_BLOCK_SIZE), place;
 
   if (!vdi_is_index (entry))
     return 0;
@@ -156,31 +177,40 @@ move_block (struct vdi *v, void *opaque, uint64_t block, uint32_t entry,
     return set_entry (v, block, VDI_UNALLOCATED, e);
   if (entry >= g->places)
     return 0;
-  if (g->next >= VDI_DISCARDED)
-    return error_set (e, EFBIG, "%s: there is no index left for a block",
-                      v->format.storage->name);
-  if (copy_block (v, entry, g->next, e) == -1)
+  if (take_place (v, g->places, &place, e) == -1
+      || copy_block (v, entry, place, e) == -1)
     return -1;
-  return set_entry (v, block, (uint32_t) g->next++, e);
+  return set_entry (v, block, (uint32_t) place, e);
+}
+
+/* The first places are not given to anybody any more. */
+static void
+forget_free_locked (struct vdi *v, uint64_t places)
+  REQUIRES (v->cache.mutex)
+{
+  size_t nr = 0;
+
+  for (size_t i = 0; i < v->nr_free; ++i)
+    if (v->free[i] >= places)
+      v->free[nr++] = v->free[i];
+  v->nr_free = nr;
 }
 
 /* Afterwards the disk reads as before, and the old map names none of the first
- * places.  Those that no entry had are forgotten: the survey at the next open
- * finds them.
+ * places.
  */
 static int
 make_way (struct vdi *v, struct growth *g, struct error *e)
 {
-  g->next = max_u64 (g->next, g->places);
   if (for_each_entry (v, g, move_block, e) == -1)
     return -1;
   mutex_lock (v->cache.mutex);
-  v->next = g->next;
-  v->nr_free = 0;
+  v->next = max_u64 (v->next, g->places);
+  forget_free_locked (v, g->places);
   if (v->fresh_from != UINT64_MAX)
-    v->fresh_from = max_u64 (v->fresh_from, g->next);
+    v->fresh_from = max_u64 (v->fresh_from, v->next);
+  g->next = v->next - g->places;
   mutex_unlock (v->cache.mutex);
-  g->next -= g->places;
   return vdi_flush (&v->format, e);
 }
 
@@ -237,8 +267,7 @@ append_new (struct vdi *v, struct writer *w, struct growth *g,
     bool place = v->image_type == VDI_STATIC;
 
     if (place && g->next >= VDI_DISCARDED)
-      return error_set (e, EFBIG, "%s: there is no index left for a block",
-                        v->format.storage->name);
+      return vdi_no_index (v, e);
     if (append (v, w, place ? (uint32_t) g->next++ : VDI_UNALLOCATED,
                 e) == -1)
       return -1;
@@ -307,6 +336,8 @@ adopt (struct vdi *v, const struct growth *g)
                       vdi_map_bytes (v->blocks));
   if (v->fresh_from != UINT64_MAX)
     v->fresh_from = max_u64 (v->fresh_from - g->places, g->next);
+  for (size_t i = 0; i < v->nr_free; ++i)
+    v->free[i] -= (uint32_t) g->places;
   v->next = v->recorded = g->next;
   v->bmap_offset = g->bmap_offset;
   v->data_offset = g->data_offset;

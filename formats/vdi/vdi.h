@@ -171,6 +171,9 @@ extern void vdi_abandon (struct format *f, const struct placement *p);
 extern int vdi_unmap (struct format *f, uint64_t guest, uint64_t length,
                       enum unmap_how how, uint64_t *done, struct error *e);
 
+/* The error of who wants a place and finds no index for it; -1. */
+extern int vdi_no_index (const struct vdi *v, struct error *e);
+
 /* ---- epoch.c ---- */
 extern int vdi_run_epoch (void *owner, struct error *e);
 extern int vdi_flush (struct format *f, struct error *e);
