@@ -3,7 +3,7 @@
 
 /* The table of secrets: see secret.h.  Layer: common.
  *
- * Locking: one mutex for the table.  It is the program's, as QEMU's objects
+ * Locking: the table's own.  It is the program's, as QEMU's objects
  * are, since an ID may be named by any image of a chain, by create's options
  * and by another secret.
  */
@@ -17,20 +17,11 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
-#include "common/lock.h"
+#include "common/id_table.h"
 #include "common/object.h"
 #include "common/secret.h"
 #include "common/secure.h"
 #include "common/tls_creds.h"
-
-struct entry {
-  char *id;                     /* owned */
-  struct secret secret;
-};
-
-static struct mutex mutex = MUTEX_INIT;
-static struct entry *table;     /* guarded by mutex; owned */
-static size_t nr;               /* guarded by mutex */
 
 void
 secret_free (struct secret *s)
@@ -40,89 +31,58 @@ secret_free (struct secret *s)
 }
 
 static int
-copy (struct secret *to, const void *data, size_t len, struct error *e)
+copy (void *to, const void *from, struct error *e)
 {
-  to->data = malloc (len + 1);
-  if (!to->data)
-    return error_nomem (e, "a secret", len);
-  memcpy (to->data, data, len);
-  to->len = len;
+  const struct secret *s = from;
+  uint8_t *data = malloc (s->len + 1);
+
+  if (!data)
+    return error_nomem (e, "a secret", s->len);
+  if (s->len)
+    memcpy (data, s->data, s->len);
+  *(struct secret *) to = (struct secret) { .data = data, .len = s->len };
   return 0;
 }
 
-static const struct entry *
-find_locked (const char *id) REQUIRES (mutex)
+static void
+clear (void *s)
 {
-  for (size_t i = 0; i < nr; ++i)
-    if (strcmp (table[i].id, id) == 0)
-      return &table[i];
-  return NULL;
+  secret_free (s);
 }
 
-static int
-add_locked (const char *id, const void *data, size_t len, struct error *e)
-  REQUIRES (mutex)
-{
-  struct entry *bigger;
-
-  if (find_locked (id))
-    return error_set (e, EEXIST, "the secret '%s' is given twice", id);
-  bigger = realloc (table, (nr + 1) * sizeof *table);
-  if (!bigger)
-    return error_nomem (e, "a secret", (nr + 1) * sizeof *table);
-  table = bigger;
-  bigger += nr;
-  bigger->id = strdup (id);
-  if (!bigger->id)
-    return error_nomem (e, "a secret", strlen (id));
-  if (copy (&bigger->secret, data, len, e) == -1) {
-    free (bigger->id);
-    return -1;
-  }
-  nr++;
-  return 0;
-}
+static struct id_table table = {
+  .what = "a secret", .value_size = sizeof (struct secret), .copy = copy,
+  .clear = clear, .mutex = MUTEX_INIT,
+};
 
 int
 secret_add (const char *id, const void *data, size_t len, struct error *e)
 {
-  int r;
+  const struct secret s = { .data = (uint8_t *) data, .len = len };
 
   if (object_check_id (id, e) == -1)
     return -1;
   if (len > SECRET_MAX_SIZE)
     return error_set (e, EFBIG, "the secret '%s' is longer than %d bytes", id,
                       SECRET_MAX_SIZE);
-  mutex_lock (&mutex);
-  r = add_locked (id, data, len, e);
-  mutex_unlock (&mutex);
-  return r;
+  return id_table_add (&table, id, &s, e);
 }
 
 bool
 secret_exists (const char *id)
 {
-  bool r;
-
-  mutex_lock (&mutex);
-  r = find_locked (id) != NULL;
-  mutex_unlock (&mutex);
-  return r;
+  return id_table_has (&table, id);
 }
 
 int
 secret_get (const char *id, struct secret *s, struct error *e)
 {
-  const struct entry *x;
   int r;
 
   *s = (struct secret) { .data = NULL };
-  mutex_lock (&mutex);
-  x = find_locked (id);
-  r = x ? copy (s, x->secret.data, x->secret.len, e) : -1;
-  mutex_unlock (&mutex);
-  if (r == 0 || e->err)
-    return r;
+  r = id_table_get (&table, id, s, e);
+  if (r != 0)
+    return r == 1 ? 0 : -1;
   if (tls_creds_exist (id))
     return error_set (e, EINVAL, "Object with id '%s' is not a secret", id);
   return error_set (e, ENOENT, "No secret with id '%s'", id);
@@ -131,26 +91,13 @@ secret_get (const char *id, struct secret *s, struct error *e)
 const char *
 secret_id (size_t i)
 {
-  const char *id;
-
-  mutex_lock (&mutex);
-  id = i < nr ? table[i].id : NULL;
-  mutex_unlock (&mutex);
-  return id;
+  return id_table_id (&table, i);
 }
 
 void
 secret_forget_all (void)
 {
-  mutex_lock (&mutex);
-  for (size_t i = 0; i < nr; ++i) {
-    secret_free (&table[i].secret);
-    free (table[i].id);
-  }
-  free (table);
-  table = NULL;
-  nr = 0;
-  mutex_unlock (&mutex);
+  id_table_clear (&table);
 }
 
 /* ---- files ---- */
@@ -190,7 +137,7 @@ secret_read_file (struct secret *s, const char *file, struct error *e)
     r = error_set (e, EFBIG, "%s is longer than a secret may be (%d bytes)",
                    file, SECRET_MAX_SIZE);
   if (r == 0)
-    r = copy (s, buf, len, e);
+    r = copy (s, &(struct secret) { .data = buf, .len = len }, e);
   secure_free (buf, SECRET_MAX_SIZE + 1);
   return r;
 }

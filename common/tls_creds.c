@@ -7,7 +7,7 @@
  * They are looked at when the object is made, so that the error names the file
  * and not the server; libnbd reads them when it connects.
  *
- * Locking: one mutex for the table.
+ * Locking: the table's own.
  */
 
 #include <config.h>
@@ -19,22 +19,13 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
-#include "common/lock.h"
+#include "common/id_table.h"
 #include "common/log.h"
 #include "common/object.h"
 #include "common/secret.h"
 #include "common/secure.h"
 #include "common/text.h"
 #include "common/tls_creds.h"
-
-struct entry {
-  char *id;                     /* owned */
-  struct tls_creds creds;
-};
-
-static struct mutex mutex = MUTEX_INIT;
-static struct entry *table;     /* guarded by mutex; owned */
-static size_t nr;               /* guarded by mutex */
 
 /* ---- the table ---- */
 
@@ -47,8 +38,11 @@ tls_creds_free (struct tls_creds *c)
 }
 
 static int
-copy (struct tls_creds *to, const struct tls_creds *from, struct error *e)
+copy (void *into, const void *creds, struct error *e)
 {
+  const struct tls_creds *from = creds;
+  struct tls_creds *to = into;
+
   *to = *from;
   to->dir = strdup (from->dir);
   to->username = from->username ? strdup (from->username) : NULL;
@@ -58,72 +52,33 @@ copy (struct tls_creds *to, const struct tls_creds *from, struct error *e)
   return error_nomem (e, "TLS credentials", strlen (from->dir));
 }
 
-static const struct entry *
-find_locked (const char *id) REQUIRES (mutex)
+static void
+clear (void *c)
 {
-  for (size_t i = 0; i < nr; ++i)
-    if (strcmp (table[i].id, id) == 0)
-      return &table[i];
-  return NULL;
+  tls_creds_free (c);
 }
 
-static int
-append_locked (const char *id, const struct tls_creds *c, struct error *e)
-  REQUIRES (mutex)
-{
-  struct entry *bigger = realloc (table, (nr + 1) * sizeof *table);
-
-  if (!bigger)
-    return error_nomem (e, "TLS credentials", (nr + 1) * sizeof *table);
-  table = bigger;
-  bigger += nr;
-  bigger->id = strdup (id);
-  if (!bigger->id)
-    return error_nomem (e, "TLS credentials", strlen (id));
-  if (copy (&bigger->creds, c, e) == -1) {
-    free (bigger->id);
-    return -1;
-  }
-  nr++;
-  return 0;
-}
-
-static int
-append (const char *id, const struct tls_creds *c, struct error *e)
-{
-  int r;
-
-  mutex_lock (&mutex);
-  r = append_locked (id, c, e);
-  mutex_unlock (&mutex);
-  return r;
-}
+static struct id_table table = {
+  .what = "TLS credentials", .value_size = sizeof (struct tls_creds),
+  .copy = copy, .clear = clear, .mutex = MUTEX_INIT,
+};
 
 bool
 tls_creds_exist (const char *id)
 {
-  bool r;
-
-  mutex_lock (&mutex);
-  r = find_locked (id) != NULL;
-  mutex_unlock (&mutex);
-  return r;
+  return id_table_has (&table, id);
 }
 
 /* In QEMU's words. */
 int
 tls_creds_get (const char *id, struct tls_creds *c, struct error *e)
 {
-  const struct entry *x;
   int r;
 
   *c = (struct tls_creds) { .dir = NULL };
-  mutex_lock (&mutex);
-  x = find_locked (id);
-  r = x ? copy (c, &x->creds, e) : -1;
-  mutex_unlock (&mutex);
-  if (r == 0 || e->err)
-    return r;
+  r = id_table_get (&table, id, c, e);
+  if (r != 0)
+    return r == 1 ? 0 : -1;
   if (secret_exists (id))
     return error_set (e, EINVAL, "Object with id '%s' is not TLS credentials",
                       id);
@@ -133,15 +88,7 @@ tls_creds_get (const char *id, struct tls_creds *c, struct error *e)
 void
 tls_creds_forget_all (void)
 {
-  mutex_lock (&mutex);
-  for (size_t i = 0; i < nr; ++i) {
-    tls_creds_free (&table[i].creds);
-    free (table[i].id);
-  }
-  free (table);
-  table = NULL;
-  nr = 0;
-  mutex_unlock (&mutex);
+  id_table_clear (&table);
 }
 
 /* ---- as text ---- */
@@ -164,35 +111,34 @@ double_commas (const char *text)
 }
 
 static char *
-text_of (const struct entry *x)
+text_of (const char *id, const struct tls_creds *c)
 {
-  CLEANUP_FREE char *dir = double_commas (x->creds.dir), *user = NULL;
+  CLEANUP_FREE char *dir = double_commas (c->dir), *user = NULL;
 
   if (!dir)
     return NULL;
-  if (!x->creds.psk)
+  if (!c->psk)
     return format_text ("tls-creds-x509,id=%s,dir=%s,endpoint=client,"
-                        "verify-peer=%s", x->id, dir,
-                        x->creds.verify ? "on" : "off");
-  user = double_commas (x->creds.username);
+                        "verify-peer=%s", id, dir, c->verify ? "on" : "off");
+  user = double_commas (c->username);
   if (!user)
     return NULL;
   return format_text ("tls-creds-psk,id=%s,dir=%s,endpoint=client,username=%s",
-                      x->id, dir, user);
+                      id, dir, user);
 }
 
 char *
 tls_creds_text (size_t i, struct error *e)
 {
-  char *r = NULL;
-  bool behind;
+  const char *id = id_table_id (&table, i);
+  struct tls_creds creds;
+  char *r;
 
-  mutex_lock (&mutex);
-  behind = i >= nr;
-  if (!behind)
-    r = text_of (&table[i]);
-  mutex_unlock (&mutex);
-  if (!behind && !r)
+  if (!id || tls_creds_get (id, &creds, e) == -1)
+    return NULL;
+  r = text_of (id, &creds);
+  tls_creds_free (&creds);
+  if (!r)
     error_nomem (e, "TLS credentials", 0);
   return r;
 }
@@ -335,7 +281,7 @@ add_x509 (const char *const *o, struct error *e)
                                         &creds.verify, e) == -1)
       || check_certificates (creds.dir, e) == -1)
     return -1;
-  return append (o[ID], &creds, e);
+  return id_table_add (&table, o[ID], &creds, e);
 }
 
 /* Both sides of a pre-shared key know it: there is nothing to switch off. */
@@ -357,7 +303,7 @@ add_psk (const char *const *o, struct error *e)
                       "built: a server without the key is always refused");
   if (check_keys (creds.dir, creds.username, e) == -1)
     return -1;
-  return append (o[ID], &creds, e);
+  return id_table_add (&table, o[ID], &creds, e);
 }
 
 const struct object_type object_tls_x509 = {
