@@ -100,45 +100,7 @@ set_entry (struct vdi *v, uint64_t block, uint32_t entry, struct error *e)
   return r == 1 ? 0 : -1;
 }
 
-/* Call EACH for all entries of the old map as they are on disk. */
-static int
-for_each_entry (struct vdi *v, void *opaque,
-                int (*each) (struct vdi *v, void *opaque, uint64_t block,
-                             uint32_t entry, struct error *e),
-                struct error *e)
-{
-  const uint64_t piece = MiB / 4;
-  CLEANUP_FREE uint8_t *buf = malloc (piece * 4);
-  uint64_t nr;
-
-  if (!buf)
-    return error_nomem (e, "a piece of the block map", MiB);
-  for (uint64_t block = 0; block < v->blocks; block += nr) {
-    nr = min_u64 (piece, v->blocks - block);
-    if (storage_pread (v->format.storage, buf, nr * 4,
-                       vdi_entry_host (v, block), e) == -1)
-      return error_prefix (e, "block map");
-    for (uint64_t i = 0; i < nr; ++i)
-      if (each (v, opaque, block + i, get_le32 (buf + i * 4), e) == -1)
-        return -1;
-  }
-  return 0;
-}
-
 /* ---- 1: what is in the way ---- */
-
-static int
-copy_block (struct vdi *v, uint64_t from, uint64_t to, struct error *e)
-{
-  struct storage *st = v->format.storage;
-  CLEANUP_FREE uint8_t *buf = malloc (VDI_BLOCK_SIZE);
-
-  if (!buf)
-    return error_nomem (e, "a block", VDI_BLOCK_SIZE);
-  if (storage_pread (st, buf, VDI_BLOCK_SIZE, vdi_host (v, from), e) == -1)
-    return -1;
-  return storage_pwrite (st, buf, VDI_BLOCK_SIZE, vdi_host (v, to), 0, e);
-}
 
 /* The place behind all others, at least FIRST.  It is taken before anything is
  * written to it: whatever fails later, it is never handed out as a new one, and
@@ -178,7 +140,7 @@ move_block (struct vdi *v, void *opaque, uint64_t block, uint32_t entry,
   if (entry >= g->places)
     return 0;
   if (take_place (v, g->places, &place, e) == -1
-      || copy_block (v, entry, place, e) == -1)
+      || vdi_copy_block (v, entry, place, e) == -1)
     return -1;
   return set_entry (v, block, (uint32_t) place, e);
 }
@@ -202,7 +164,7 @@ forget_free_locked (struct vdi *v, uint64_t places)
 static int
 make_way (struct vdi *v, struct growth *g, struct error *e)
 {
-  if (for_each_entry (v, g, move_block, e) == -1)
+  if (vdi_for_each_entry (v, g, move_block, e) == -1)
     return -1;
   mutex_lock (v->cache.mutex);
   v->next = max_u64 (v->next, g->places);
@@ -300,7 +262,7 @@ write_map (struct vdi *v, struct growth *g, struct error *e)
     return error_nomem (e, "a piece of the block map", WRITER_ENTRIES * 4);
   if (g->places == 0)
     w.block = v->blocks;
-  else if (for_each_entry (v, &w, append_old, e) == -1)
+  else if (vdi_for_each_entry (v, &w, append_old, e) == -1)
     return -1;
   if (append_new (v, &w, g, e) == -1 || clear_places (v, g, first, e) == -1)
     return -1;

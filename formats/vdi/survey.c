@@ -20,6 +20,54 @@
 
 enum { PIECE = 1 << 20 };       /* bytes of the map that are read at once */
 
+/* NR entries from that of BLOCK on, at most PIECE bytes. */
+static int
+read_entries (struct vdi *v, uint64_t block, uint64_t nr, uint8_t *buf,
+              struct error *e)
+{
+  if (storage_pread (v->format.storage, buf, nr * 4, vdi_entry_host (v, block),
+                     e) == -1)
+    return error_prefix (e, "block map");
+  return 0;
+}
+
+int
+vdi_for_each_entry (struct vdi *v, void *opaque,
+                    int (*each) (struct vdi *v, void *opaque, uint64_t block,
+                                 uint32_t entry, struct error *e),
+                    struct error *e)
+{
+  CLEANUP_FREE uint8_t *buf = malloc (PIECE);
+  uint64_t nr;
+
+  if (!buf)
+    return error_nomem (e, "a piece of the block map", PIECE);
+  for (uint64_t block = 0; block < v->blocks; block += nr) {
+    nr = min_u64 (PIECE / 4, v->blocks - block);
+    if (read_entries (v, block, nr, buf, e) == -1)
+      return -1;
+    for (uint64_t i = 0; i < nr; ++i)
+      if (each (v, opaque, block + i, get_le32 (buf + i * 4), e) == -1)
+        return -1;
+  }
+  return 0;
+}
+
+int
+vdi_copy_block (struct vdi *v, uint64_t from, uint64_t to, struct error *e)
+{
+  struct storage *st = v->format.storage;
+  CLEANUP_FREE uint8_t *buf = malloc (VDI_BLOCK_SIZE);
+
+  if (!buf)
+    return error_nomem (e, "a block", VDI_BLOCK_SIZE);
+  if (storage_pread (st, buf, VDI_BLOCK_SIZE, vdi_host (v, from), e) == -1)
+    return -1;
+  return storage_pwrite (st, buf, VDI_BLOCK_SIZE, vdi_host (v, to), 0, e);
+}
+
+/* ---- who has which place ---- */
+
 struct walk {
   struct vdi *v;
   struct survey *s;
@@ -116,9 +164,8 @@ walk (struct walk *w, struct error *e)
     nr = min_u64 (PIECE / 4, v->blocks - block);
     if (w->s->progress && !w->s->progress (w->s->opaque, block, v->blocks))
       return error_set (e, ECANCELED, "cancelled");
-    if (storage_pread (v->format.storage, w->buf, nr * 4,
-                       vdi_entry_host (v, block), e) == -1)
-      return error_prefix (e, "block map");
+    if (read_entries (v, block, nr, w->buf, e) == -1)
+      return -1;
     if (walk_piece (w, block, nr, e) == -1)
       return -1;
     w->s->stopped = is_hopeless (w->s);

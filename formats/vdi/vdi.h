@@ -10,7 +10,7 @@
  *   map.c     guest -> host; reserve, link, abandon, unmap
  *   epoch.c   write-back in order, flush
  *   survey.c  one look at the whole map: duplicates, gaps, what is outside
- *   check.c create.c resize.c
+ *   check.c repair.c create.c resize.c
  *
  * A disk is cut into blocks of 1 MiB.  The block map has one u32 for each: the
  * index of the place where it lies (data_offset + index * 1 MiB), or one of two
@@ -210,9 +210,31 @@ struct survey {
 /* Read the whole map, from the disk. */
 extern int vdi_survey (struct vdi *v, struct survey *s, struct error *e);
 
+/* Call EACH for all entries of the map as they are on disk; what it changes
+ * there it does not see again.
+ */
+extern int vdi_for_each_entry (struct vdi *v, void *opaque,
+                               int (*each) (struct vdi *v, void *opaque,
+                                            uint64_t block, uint32_t entry,
+                                            struct error *e),
+                               struct error *e);
+
+/* The content of a place into another one.  No barrier. */
+extern int vdi_copy_block (struct vdi *v, uint64_t from, uint64_t to,
+                           struct error *e);
+
 /* ---- check.c ---- */
 extern int vdi_check (struct format *f, const struct format_check_options *,
                       struct format_check_result *, struct error *e);
+
+/* ---- repair.c ---- */
+
+/* What a survey FOUND.  COUNT_IS_WRONG: the result has the header's number of
+ * blocks among its corruptions.
+ */
+extern int vdi_repair (struct vdi *v, const struct format_check_options *opts,
+                       const struct survey *found, bool count_is_wrong,
+                       struct format_check_result *result, struct error *e);
 
 /* ---- create.c ---- */
 extern const struct format_option vdi_create_options[];
