@@ -50,13 +50,13 @@ check_name (const struct policy_image *in, const char *name, struct error *e)
 
 /* ---- json: ---- */
 
-/* The keys that say where bytes are, and nothing that changes how this
- * program behaves.
+/* The keys that say where bytes are, and with which of the user's secrets they
+ * are read; nothing that changes how this program behaves.
  */
 static const char *const json_keys[] = {
   "driver", "node-name", "read-only", "file", "backing", "data-file", "offset",
   "size", "filename", "uri", "server", "host", "port", "path", "export",
-  "read-zeroes",
+  "read-zeroes", "key-secret", "encrypt",
 };
 
 enum { NR_JSON_KEYS = sizeof json_keys / sizeof json_keys[0] };
@@ -71,6 +71,16 @@ check_json_key (const char *key, struct error *e)
                     key);
 }
 
+/* How much work a key may be is for the user to say. */
+static int
+check_json_encrypt (const json_t *encrypt, struct error *e)
+{
+  if (json_object_get (encrypt, "max-iterations"))
+    return error_set (e, EPERM, "the option 'encrypt.max-iterations' is not "
+                      "taken from an image");
+  return 0;
+}
+
 /* TREE passed tree_check, which bounds its depth. */
 static int
 check_json (const json_t *tree, struct error *e)
@@ -82,7 +92,8 @@ check_json (const json_t *tree, struct error *e)
   json_object_foreach ((json_t *) tree, key, value)
     if (check_json_key (key, e) == -1)
       return -1;
-  if (uri && nbd_check_untrusted_uri (uri, e) == -1)
+  if ((uri && nbd_check_untrusted_uri (uri, e) == -1)
+      || check_json_encrypt (json_object_get (tree, "encrypt"), e) == -1)
     return -1;
   for (size_t i = 0; i < 3; ++i) {
     value = json_object_get (tree, children[i]);

@@ -211,3 +211,35 @@ END
   qemu-io -f raw -c 'write -P 0x78 69k 3000' raw
   same_as_raw disk raw
 }
+
+# Each layer has a secret of its own, which the overlay names.
+@test "a json: backing name says which secret opens it" {
+  need qemu-img
+  make_secret
+  qcow2_key
+  local secrets=("${SECRET[@]}" --object secret,id=b,data=second) p base
+  base='json:{"driver":"qcow2","encrypt.key-secret":"b","file.filename":"base"}'
+  random_image raw 1M 7
+  "$NBDIMG" convert "${secrets[@]}" -O qcow2 \
+    -o encrypt.format=aes,encrypt.key-secret=b raw base
+  qemu-io -f raw -c 'write -P 9 70000 999' raw
+  for p in "$NBDIMG" qemu-img; do
+    rm -f top
+    "$p" convert "${secrets[@]}" -O qcow2 -B "$base" -F qcow2 \
+      -o encrypt.format=aes,encrypt.key-secret=s raw top
+    "$NBDIMG" compare "${secrets[@]}" --image-opts "$(opts top)" \
+      driver=raw,file.filename=raw
+    qemu-img compare "${secrets[@]}" --image-opts "$(opts top)" \
+      driver=raw,file.filename=raw
+  done
+  "$NBDIMG" rebase "${secrets[@]}" -b "" --image-opts "$(opts top)"
+  same_as_raw top raw
+  "$NBDIMG" rebase "${secrets[@]}" -b "$base" -F qcow2 --image-opts \
+    "$(opts top)"
+  "$NBDIMG" commit -q "${secrets[@]}" --image-opts "$(opts top)"
+  "$NBDIMG" compare "${secrets[@]}" --image-opts \
+    driver=qcow2,file.filename=base,encrypt.key-secret=b \
+    driver=raw,file.filename=raw
+  expect_error 1 "No secret with id 'b'" "$NBDIMG" map "${SECRET[@]}" \
+    --image-opts "$(opts top)"
+}

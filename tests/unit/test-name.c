@@ -457,6 +457,12 @@ test_policy_refuses (void)
     { JSON ("\"driver\": \"nbd\", \"host\": \"h\", \"tls-creds\": \"t\""),
       "'tls-creds' is not taken from an image" },
     { QCOW2 ("\"file.locking\": \"off\""), "'locking' is not taken" },
+    { QCOW2 ("\"encrypt.key-secret\": \"s\", "
+             "\"encrypt.max-iterations\": 4294967295"),
+      "'encrypt.max-iterations' is not taken" },
+    { JSON ("\"driver\": \"luks\", \"key-secret\": \"s\", "
+            "\"max-iterations\": 4294967295, \"file.filename\": \"x\""),
+      "'max-iterations' is not taken" },
     { JSON ("\"driver\": \"quorum\""), "Unknown driver" },
     { "json:{", "Could not parse" },
   };
