@@ -81,6 +81,10 @@ add_l2_locked (struct qcow *q, struct slice_op *op, uint64_t guest,
   int r;
 
   if (q->growing) {
+    /* Who grows may have to load a slice, and must not wait for what this
+     * operation holds of the cache.
+     */
+    slice_op_end_locked (&q->cache, op);
     mutex_wait (q->cache.mutex, &q->cache.changed);
     return 0;
   }

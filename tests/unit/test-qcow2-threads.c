@@ -413,6 +413,50 @@ test_regions (const struct kind *k, uint64_t cache_size)
   check_and_tear_down (&f, model);
 }
 
+/* ---- all over a large disk ---- */
+
+/* Each sector is written once, by the thread whose turn its cluster is, and says
+ * where it lies.
+ */
+static void *
+far_thread (void *opaque)
+{
+  struct worker *w = opaque;
+  uint64_t nr = w->f->size / (64 * KiB * nr_threads), at;
+  uint8_t want[512], got[512];
+  struct error e = ERROR_INIT;
+
+  for (unsigned r = 0; r < 4 * rounds; ++r) {
+    at = (random_below (&w->random, nr) * nr_threads + w->number) * 64 * KiB;
+    unit_random (want, sizeof want, at);
+    CHECK_OK (image_write (w->f->im, want, sizeof want, at, 0, &e), &e);
+    CHECK_OK (image_read (w->f->im, got, sizeof got, at, &e), &e);
+    same_bytes (got, want, at, sizeof got);
+  }
+  return NULL;
+}
+
+/* Each write needs an L1 slice that is not in the cache, and a new table: who
+ * adds it has to load again, while the others wait for it.
+ */
+static void
+test_far (const struct kind *k, uint64_t size)
+{
+  struct fixture f;
+  struct worker *w;
+
+  begin ("new tables all over a large disk", k, 1);
+  fixture_set_up (&f, k, size, 1, jitter_new ("top", 0));
+  w = unit_alloc (nr_threads * sizeof w[0]);
+  for (unsigned i = 0; i < nr_threads; ++i)
+    w[i] = (struct worker) { .f = &f, .number = i, .random = seed * 1000 + i };
+  run_workers (w, nr_threads, far_thread);
+  free (w);
+  fixture_reopen (&f);
+  fixture_check_clean (&f);
+  fixture_tear_down (&f);
+}
+
 /* ---- a storage with room for the disk, and not much more ---- */
 
 /* Replace what is in clusters, or free them: each new one takes the space of an
@@ -493,6 +537,9 @@ main (int argc, char **argv)
                                      false };
   static const struct kind smallest = {
     "compat=1.1,cluster_size=512,refcount_bits=64", false, false };
+  static const struct kind far_qcow = { "qcow:", false, false };
+  static const struct kind far_qcow2 = { "compat=1.1", false, false };
+  static const struct kind far_qed = { "qed:", false, false };
   unsigned seconds = 300;
   int c, only = -1;
 
@@ -516,6 +563,9 @@ main (int argc, char **argv)
     test_full (&small, 1);
     test_full (&small, 16 * MiB);
     test_full (&smallest, 1);
+    test_far (&far_qcow, 200 * GiB);
+    test_far (&far_qcow2, 16 * TiB);
+    test_far (&far_qed, 64 * TiB);
   }
   return unit_end ();
 }
