@@ -329,6 +329,7 @@ decide_writable (struct layer *l, struct error *e)
   bool wanted = im->options.writable || im->options.writable_if_permitted;
 
   im->writable = wanted && im->storage->caps.writable
+    && !l->data_file_readonly
     && (!l->needs.writable_refused || im->options.check);
   if (im->options.writable && !im->writable)
     return error_set (e, EROFS, "it cannot be written to: %s",
@@ -497,7 +498,7 @@ may_write_data_file (struct layer *l, struct error *e)
   if (o->writable)
     return error_set (e, why.err, "%s", why.text);
   log_warning ("%s", why.text);
-  l->im->writable = false;
+  l->data_file_readonly = true;
   return 0;
 }
 
@@ -522,8 +523,9 @@ layer_open_data_file (struct layer *l, struct layer *top, struct error *e)
   if (r == -1 || check_data_file (l, top, e) == -1
       || may_write_data_file (l, e) == -1)
     return -1;
-  if (im->writable && !im->data_file->caps.writable)
-    im->writable = false;
+  if (!im->data_file->caps.writable)
+    l->data_file_readonly = true;
+  im->writable = im->writable && !l->data_file_readonly;
   return layer_lock (im, l->is_backing, im->options.writable, e);
 }
 

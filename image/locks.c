@@ -65,22 +65,31 @@ check_share (const struct image *im, struct error *e)
 }
 
 static int
-begin_write_frozen (struct image *im, struct error *e)
+begin_format (struct image *im, struct error *e)
 {
   const struct format_ops *ops = im->format->ops;
+
+  if (!ops->begin_write || ops->begin_write (im->format, e) == 0)
+    return 0;
+  return error_prefix (e, "%s", im->name);
+}
+
+/* A writer that does not get all its locks keeps none of them. */
+static int
+begin_write_frozen (struct image *im, struct error *e)
+{
   struct error ignored = ERROR_INIT;
 
   if (im->writing)
     return 0;
   if (!im->writable)
     return error_set (e, EROFS, "%s: the image is open read-only", im->name);
-  if (check_share (im, e) == -1 || layer_lock (im, false, true, e) == -1)
+  if (check_share (im, e) == -1)
     return -1;
-  if (hook_add_format (im, e) == -1)
-    return -1;
-  if (ops->begin_write && ops->begin_write (im->format, e) == -1) {
+  if (layer_lock (im, false, true, e) == -1 || hook_add_format (im, e) == -1
+      || begin_format (im, e) == -1) {
     layer_lock (im, false, false, &ignored);
-    return error_prefix (e, "%s", im->name);
+    return -1;
   }
   __atomic_store_n (&im->writing, true, __ATOMIC_RELEASE);
   return 0;

@@ -140,11 +140,11 @@ start_nbdkit_socket () {
   [ ! -e made ]
 }
 
-# stranger IMAGE FILE: an image whose data file is FILE, by an absolute path,
-# which QEMU would write to without a word
+# stranger IMAGE FILE [OPTION]...: an image whose data file is FILE, by an
+# absolute path, which QEMU would write to without a word
 stranger () {
   local there=$2
-  qemu-img create -q -f qcow2 -o data_file="${there%/*}/new" "$1" 1M
+  qemu-img create -q -f qcow2 -o data_file="${there%/*}/new" "${@:3}" "$1" 1M
   rm "${there%/*}/new"
   sed -i "s|${there%/*}/new|$there|" "$1"
 }
@@ -162,12 +162,16 @@ stranger () {
     done
     expect_error 1 'not written to' "$NBDIMG" resize images/$old.qcow2 2M
     [ "$(cat $old/key)" = 'ssh-rsa AAAA me' ]
-    # Reading is what it was, and a server only reads.
+    # Reading is what it was, and a server only reads, also at the top of a
+    # chain.
     "$NBDIMG" map images/$old.qcow2
-    run nbdkit_env -U - "$PLUGIN" images/$old.qcow2 \
-      --run 'nbdinfo --json "$uri"'
-    [[ $output == *'"is_read_only": true'* ]]
-    [[ $output == *'not written to'* ]]
+    qemu-img create -q -f qcow2 base 1M
+    stranger images/top "$PWD/$old/key" -b "$PWD/base" -F qcow2
+    for image in images/$old.qcow2 images/top; do
+      run nbdkit_env -U - "$PLUGIN" "$image" --run 'nbdinfo --json "$uri"'
+      [[ $output == *'"is_read_only": true'* ]]
+      [[ $output == *'not written to'* ]]
+    done
   done
   # The user may mean it.
   "$NBDIMG" io -c 'write -P 1 0 4k' --image-opts \

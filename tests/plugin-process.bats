@@ -58,6 +58,20 @@ while True:
   nbdinfo --size "$URI"
 }
 
+@test "a client turned away for the data file leaves no writer's locks" {
+  qemu-img create -q -f qcow2 -o data_file=data disk 1M
+  start_qemu_nbd -r -f raw data
+  reader=$SERVER_PID
+  start_nbdkit disk
+  run nbdinfo --size "$URI"
+  [ "$status" -ne 0 ]
+  [ "$(held_locks disk)" = "100 201 203" ]
+  kill "$reader"
+  poll 20 not_running "$reader"
+  nbdinfo --size "$URI"
+  [ "$(held_locks disk)" = "100 101 103 201 203" ]
+}
+
 @test "a second server for the same image does not start" {
   for fmt in raw qcow2; do
     make_disk $fmt disk 1M
