@@ -264,6 +264,49 @@ END
   expect_error 1 'corrupt image' "$NBDIMG" io -c 'read 0 4k' c.qcow
 }
 
+@test "a file that was cut does not grow over what its entries lead to" {
+  "$NBDIMG" create -q -f qcow a.qcow 10M
+  "$NBDIMG" io -c 'write -q -P 1 0 8k' -c 'write -q -P 2 2M 4k' a.qcow
+  # 0x2000 and 0x3000 are data, 0x4000 the second L2 table, 0x5000 data
+  local end
+  for end in $((0x3000)) $((0x5000)) $((0x3e00)); do
+    cp a.qcow b.qcow
+    truncate -s "$end" b.qcow
+    expect_error 1 'an entry leads to 0x' "$NBDIMG" io -c 'write -P 9 1M 4k' \
+      b.qcow
+    [ "$(stat -c %s b.qcow)" = "$end" ]
+    [[ $stderr == *'behind the end of the file'* ]]
+    # what is there is read and written as before
+    "$NBDIMG" io -c 'read -q -P 1 0 4k' -c 'write -q -P 7 0 4k' \
+      -c 'read -q -P 7 0 4k' b.qcow
+    expect_error 1 'corrupt image' "$NBDIMG" io -c 'read 2M 4k' b.qcow
+  done
+  # clusters in a row, the last of which is not there
+  cp a.qcow b.qcow
+  truncate -s $((0x3000)) b.qcow
+  expect_error 1 'which is not the place of a cluster' "$NBDIMG" io \
+    -c 'write -P 7 0 8k' b.qcow
+  # an entry far out leaves room
+  cp a.qcow b.qcow
+  poke b.qcow $((0x1000 + 16)) 0000000000008000
+  "$NBDIMG" io -c 'write -q -P 3 16k 8k' -c 'read -q -P 3 16k 8k' b.qcow
+  expect_error 1 'an entry leads to 0x8000' "$NBDIMG" io -c 'write 24k 4k' b.qcow
+  # a compressed cluster that is cut
+  head -c 4096 /dev/urandom | xxd -p | head -c 4096 >raw
+  "$NBDIMG" convert -c -f raw -O qcow raw c.qcow
+  truncate -s -1k c.qcow
+  "$NBDIMG" io -c 'write -q -P 1 0 4k' -c 'read -q -P 1 0 4k' c.qcow
+}
+
+@test "a table for each of more L1 entries than fit is no image to write to" {
+  "$NBDIMG" create -q -f qcow a.qcow 1G
+  "$NBDIMG" io -c 'write -q -P 1 0 4k' a.qcow
+  local i
+  for i in {1..30}; do poke a.qcow $((48 + i * 8)) 0000000000002000; done
+  expect_error 1 'more entries than there are L2 tables' \
+    "$NBDIMG" io -c 'write 512M 4k' a.qcow
+}
+
 @test "qcow has no check and no other size, and create says what it cannot" {
   need qemu-img
   "$NBDIMG" create -q -f qcow a.qcow 1M

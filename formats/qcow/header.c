@@ -228,7 +228,7 @@ qcow_begin_write (struct format *f, struct error *e)
   if (size > INT64_MAX - q->cluster_size)
     return error_set (e, EFBIG, "%s: the file cannot grow", f->storage->name);
   mutex_lock (q->cache.mutex);
-  q->end = q->old_end = round_up (size, q->cluster_size);
+  q->end = round_up (size, q->cluster_size);
   q->writing = true;
   mutex_unlock (q->cache.mutex);
   return 0;

@@ -123,29 +123,19 @@ map_packed (struct qcow *q, uint64_t guest, uint64_t length, uint64_t entry,
 }
 
 /* How many of the NR entries from P on go on as the first one, which is not
- * compressed, does?
+ * compressed, does?  None of them begins behind the end of the file.
  */
 static uint64_t
 run_length (const struct qcow *q, const uint8_t *p, uint64_t nr)
 {
-  uint64_t first = get_be64 (p), n;
+  uint64_t first = get_be64 (p), size = storage_size (q->format.storage), n;
 
+  if (first && first < size)
+    nr = min_u64 (nr, div_round_up (size - first, q->cluster_size));
   for (n = 1; n < nr; ++n)
     if (get_be64 (p + n * 8) != (first ? first + n * q->cluster_size : 0))
       break;
   return n;
-}
-
-/* Clusters are aligned, and so the last one ends where the file does.  One that
- * is not, in an image made to do harm, would reach into what is allocated next.
- */
-static bool
-reaches_over_end_locked (const struct qcow *q, uint64_t entry, uint64_t n)
-  REQUIRES (q->cache.mutex)
-{
-  return q->writing && entry < q->old_end
-    && n * q->cluster_size > q->old_end - entry
-    && !is_aligned (entry, q->cluster_size);
 }
 
 static int
@@ -168,14 +158,11 @@ map_locked (struct qcow *q, struct slice_op *op, uint64_t guest,
   entry = get_be64 (p);
   if (entry & Q1_COMPRESSED)
     return map_packed (q, guest, length, entry, m, e);
-  n = run_length (q, p, nr);
-  if (entry && reaches_over_end_locked (q, entry, n))
-    n = 1;
-  if (entry != 0 && (!is_place (q, entry, 1)
-                     || reaches_over_end_locked (q, entry, 1)))
+  if (entry != 0 && !is_place (q, entry, 1))
     return error_set (e, EIO, "corrupt image: the L2 entry of guest offset %"
                       PRIu64 " is 0x%" PRIx64 ", which is not the place of a"
                       " cluster", guest, entry);
+  n = run_length (q, p, nr);
   *m = (struct mapping) {
     .kind = entry ? MAP_DATA : MAP_BACKING,
     .host = entry ? entry + in_cluster : 0,

@@ -15,6 +15,32 @@
 
 /* ---- space ---- */
 
+/* How far the file may grow is found out when it first has to: 13,000 tables
+ * for a disk of 25 GiB, which one who only reads or writes in place need not
+ * wait for.  1, 0, -1.
+ */
+static int
+find_limit_locked (struct qcow *q, struct error *e) REQUIRES (q->cache.mutex)
+{
+  uint64_t first_new = q->end, limit = 0;
+  int r;
+
+  if (q->limit)
+    return 1;
+  if (q->growing) {
+    mutex_wait (q->cache.mutex, &q->cache.changed);
+    return 0;
+  }
+  q->growing = true;
+  mutex_unlock (q->cache.mutex);
+  r = qcow_survey (q, first_new, &limit, e);
+  mutex_lock (q->cache.mutex);
+  q->limit = limit;
+  q->growing = false;
+  pthread_cond_broadcast (&q->cache.changed);
+  return r;
+}
+
 /* LENGTH bytes at the end of the file. */
 static int
 take_locked (struct qcow *q, uint64_t length, uint64_t align, uint64_t max,
@@ -24,8 +50,12 @@ take_locked (struct qcow *q, uint64_t length, uint64_t align, uint64_t max,
 
   if (!round_up_ok (q->end, align, &start) || length > max
       || start > max - length)
-    return error_set (e, EFBIG, "%s: no cluster can lie as far out as 0x%"
-                      PRIx64, q->format.storage->name, q->end);
+    return error_set (e, EFBIG, "no cluster can lie as far out as 0x%" PRIx64,
+                      q->end);
+  if (start > q->limit || length > q->limit - start)
+    return error_set (e, EIO, "corrupt image: an entry leads to 0x%" PRIx64
+                      ", where a new cluster would have to lie; copy the image"
+                      " (convert --salvage)", q->limit);
   *host = start;
   q->end = start + length;
   return 0;
@@ -137,8 +167,10 @@ reserve_locked (struct qcow *q, struct slice_op *op, uint64_t guest,
   uint64_t max = 0, nr = 0;
   struct slice *s;
   uint8_t *entry;
-  int r = own_entry_locked (q, op, guest, length, &s, &entry, &max, e);
+  int r = find_limit_locked (q, e);
 
+  if (r == 1)
+    r = own_entry_locked (q, op, guest, length, &s, &entry, &max, e);
   if (r != 1)
     return r;
   while (nr < max && !has_place (entry + nr * 8))
@@ -186,8 +218,10 @@ reserve_packed_locked (struct qcow *q, struct slice_op *op,
   uint64_t max = (UINT64_C (1) << qcow_offset_bits (q)) - 1, nr;
   struct slice *s;
   uint8_t *entry;
-  int r = own_entry_locked (q, op, p->guest, 1, &s, &entry, &nr, e);
+  int r = find_limit_locked (q, e);
 
+  if (r == 1)
+    r = own_entry_locked (q, op, p->guest, 1, &s, &entry, &nr, e);
   if (r != 1)
     return r;
   return take_locked (q, p->packed_length, 1, max, &p->host, e) == -1 ? -1 : 1;
@@ -206,8 +240,8 @@ qcow_reserve_packed (struct format *f, uint64_t guest, uint64_t packed_length,
     .packed_length = packed_length,
   };
   if (packed_length >= q->cluster_size)
-    return error_set (e, EINVAL, "%s: a compressed cluster of %" PRIu64
-                      " bytes is none", f->storage->name, packed_length);
+    return error_set (e, EINVAL, "a compressed cluster of %" PRIu64 " bytes is"
+                      " none", packed_length);
   mutex_lock (q->cache.mutex);
   do
     r = reserve_packed_locked (q, &op, p, e);

@@ -11,6 +11,7 @@
  *   map.c     guest -> host
  *   place.c   reserve, link, abandon, unmap
  *   epoch.c   write-back in order, flush
+ *   survey.c  how far the file may grow
  *   create.c
  *
  * An entry of the L1 table is the place of an L2 table, an entry of that is the
@@ -95,8 +96,10 @@ struct qcow {
   /* guarded by cache.mutex */
   bool writing;                 /* begin_write was done */
   uint64_t end;                 /* bytes; what is allocated lies before */
-  uint64_t old_end;             /* what it was when writing began */
-  bool growing;                 /* an L2 table is being added */
+  uint64_t limit;               /* bytes; END stays below (survey.c); 0 =
+                                   not known yet */
+  bool growing;                 /* an L2 table is being added, or LIMIT
+                                   found out */
 };
 
 static inline struct qcow *
@@ -166,6 +169,15 @@ extern int qcow_unmap (struct format *f, uint64_t guest, uint64_t length,
 extern int qcow_run_epoch (void *owner, struct error *e);
 extern int qcow_flush (struct format *f, struct error *e);
 extern bool qcow_metadata_dirty (struct format *f);
+
+/* ---- survey.c ---- */
+
+/* New clusters are going to lie behind FIRST_NEW: how far?  A damaged image
+ * has entries that lead there; *LIMIT = the first place, or INT64_MAX.  Without
+ * the mutex, and nothing was allocated yet.
+ */
+extern int qcow_survey (struct qcow *q, uint64_t first_new, uint64_t *limit,
+                        struct error *e);
 
 /* ---- create.c ---- */
 extern const struct format_option qcow_create_options[];
