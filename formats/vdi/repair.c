@@ -4,14 +4,14 @@
 /* Repair of the block map.  Layer: formats.  Locking: the image is frozen, one
  * thread.
  *
- * A block that shares its place gets a place of its own, with a copy of the
- * content; an entry that names a place behind the end of the file, where no
- * content can be, becomes unallocated; a file that ends within a block is made
- * longer.  Places that no entry has are filled with the last blocks, so that
+ * An entry that names a place behind the end of the file, where no content can
+ * be, becomes unallocated, before the file gets longer and something else is
+ * there.  A block that shares its place gets a place of its own, with a copy of
+ * the content; a file that ends within a block is made longer.  Places that no entry has are filled with the last blocks, so that
  * the header's number of blocks, which is set then, is both the next index and
  * the number of entries that have a place: QEMU takes it for both.
  *
- * Order on disk: copies, and the number of blocks if it is too small for them
+ * Order on disk: entries that are given up => copies, and the number of blocks if it is too small for them
  * => entries => the number.  A repair that is cut short leaves places that no
  * entry has, and is gone on with by another.
  */
@@ -87,6 +87,19 @@ count_fixed (struct repair *r)
 /* ---- what is wrong ---- */
 
 static int
+give_up (struct vdi *v, void *opaque, uint64_t block, uint32_t entry,
+         struct error *e)
+{
+  struct repair *r = opaque;
+
+  if (!vdi_is_index (entry)
+      || vdi_host (v, entry) < storage_size (v->format.storage))
+    return 0;
+  count_fixed (r);
+  return add_mend (r, block, VDI_UNALLOCATED, e);
+}
+
+static int
 mend_cut (struct repair *r, uint32_t entry, struct error *e)
 {
   struct storage *st = r->v->format.storage;
@@ -119,13 +132,15 @@ mend (void *opaque, enum survey_kind kind, uint64_t block, uint32_t entry,
       struct error *e)
 {
   struct repair *r = opaque;
-  int ret = kind == SURVEY_CUT ? mend_cut (r, entry, e)
-    : kind == SURVEY_OUTSIDE ? add_mend (r, block, VDI_UNALLOCATED, e)
-    : mend_duplicate (r, block, entry, e);
 
-  if (ret == 0)
-    count_fixed (r);
-  return ret;
+  if (kind == SURVEY_OUTSIDE)
+    return error_set (e, EIO, "block map: the entry of block %" PRIu64
+                      " changed meanwhile", block);
+  if ((kind == SURVEY_CUT ? mend_cut (r, entry, e)
+       : mend_duplicate (r, block, entry, e)) == -1)
+    return -1;
+  count_fixed (r);
+  return 0;
 }
 
 /* A map of which most entries are the same is not damaged in places: it is some
@@ -149,6 +164,10 @@ static int
 mend_map (struct repair *r, struct error *e)
 {
   if (refuse_hopeless (r, e) == -1)
+    return -1;
+  if (r->found->outside
+      && (vdi_for_each_entry (r->v, r, give_up, e) == -1
+          || apply_mends (r, e) == -1))
     return -1;
   if (vdi_survey (r->v, &r->survey, e) == -1 || apply_mends (r, e) == -1)
     return -1;

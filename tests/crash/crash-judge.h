@@ -637,10 +637,14 @@ qemu_writes_on (struct eval *v, uint64_t time)
   return ok;
 }
 
-/* FINE: we have found nothing, so QEMU can go on to write. */
+/* FINE: we have found nothing, so QEMU can go on to write.  It repairs no VDI
+ * image, and where two blocks share a place it writes to both.
+ */
 static void
 judge_by_qemu (struct eval *v, bool dirty, bool fine, uint64_t time)
 {
+  if (v->damaged && v->format == &format_vdi)
+    return;
   store (v, &v->state[0], "image");
   if (v->state[1].buf)
     store (v, &v->state[1], second_name (v));

@@ -29,7 +29,9 @@ trap 'rm -rf "$work"' EXIT
 # name | [FORMAT:]-o options, qcow2 by default | extras: base, other (a second
 # one), data, snapshot, bitmaps, packed, discard, threads, large, huge,
 # can=LETTERS (structure.h), dirty (left so by a killed QEMU), wrong (refcounts
-# that check -r has to mend), leaky (clusters that it has to free)
+# or map entries that check -r has to mend), leaky (clusters that it has to
+# free), alone (QEMU cannot do that), full (the map of a VDI image has no room
+# for more than its 128 blocks: slow, and only where there are many states)
 kinds='
 4k            |cluster_size=4k                       |discard packed
 4k-nodiscard  |cluster_size=4k                       |packed
@@ -73,6 +75,7 @@ resize        |cluster_size=4k                       |can=r discard
 resize-v2-512 |compat=0.10,cluster_size=512          |can=r discard
 resize-1bit   |cluster_size=4k,refcount_bits=1       |can=rb base discard
 resize-qed    |qed:cluster_size=4k,table_size=2      |can=gb base
+resize-vdi    |vdi:static=off                        |can=g full alone
 commit        |cluster_size=4k                       |can=cb base discard
 commit-64k    |cluster_size=64k                      |can=crs base
 commit-qed    |qed:cluster_size=4k,table_size=2      |can=c base
@@ -81,6 +84,7 @@ dirty-snapshot|cluster_size=4k,lazy_refcounts=on     |dirty snapshot
 repair        |cluster_size=4k                       |wrong discard
 repair-64bit  |cluster_size=4k,refcount_bits=64      |wrong snapshot can=s
 repair-leaks  |cluster_size=4k                       |leaky discard
+repair-vdi    |vdi:static=off                        |wrong large alone
 repair-bitmaps|cluster_size=4k                       |wrong bitmaps can=t
 bitmaps       |cluster_size=4k                       |bitmaps can=t discard
 bitmaps-512   |cluster_size=512,refcount_bits=64     |bitmaps can=t base
@@ -107,6 +111,7 @@ make_image () {
   # Eight threads need room for their chunks of three and a half clusters.
   if has large; then size=4M; fi
   if has huge; then size=32M; fi
+  if has full; then size=130900k; fi
   if has base; then
     head -c 768k /dev/zero | tr '\0' '\373' >"$dir/base"
     truncate -s $size "$dir/base"
@@ -141,7 +146,7 @@ make_image () {
       qemu-io -f "$format" -c "write -q -P 251 200k 30k" image &&
       qemu-img bitmap --disable image b2
     fi &&
-    if has wrong; then break_refcounts; fi &&
+    if has wrong; then break_$format; fi &&
     if has leaky; then leak_clusters; fi &&
     mkdir -p state &&
     if has base; then
@@ -154,11 +159,19 @@ make_image () {
 
 # Clusters that are in use have no references: the first refcount block, which
 # qemu-img creates in the third cluster of 4 KiB, loses some.
-break_refcounts () {
+break_qcow2 () {
   local bytes=2
   case $options in *refcount_bits=64*) bytes=8 ;; esac
   dd if=/dev/zero of=image bs=1 seek=$((0x2000 + 8 * bytes)) \
     count=$((20 * bytes)) conv=notrunc status=none
+  ! qemu-img check image >/dev/null 2>&1
+}
+
+# Blocks 0 and 2 share the place of block 1; that of block 2 is nobody's.
+break_vdi () {
+  qemu-io -f vdi -c 'write -q -P 251 2M 256k' -c 'write -q -P 251 3M 256k' image
+  printf '\0\0\0\0\0\0\0\0\0\0\0\0' |
+    dd of=image bs=1 seek=512 conv=notrunc status=none
   ! qemu-img check image >/dev/null 2>&1
 }
 
@@ -232,11 +245,12 @@ while IFS='|' read -r name options extras; do
   case $options in *:*) format=${options%%:*} options=${options#*:} ;; esac
   # shellcheck disable=SC2254
   case $name in ${CRASH_KINDS:-*}) ;; *) continue ;; esac
+  if has full && [ "$max" -lt 500 ]; then continue; fi
   for who in ours qemu; do
     if [ $who = qemu ]; then
       [ "${CRASH_QEMU:-1}" = 1 ] || continue
       # One thread only; and qemu-io has no log for a second file.
-      if has threads || has data || has can=c; then continue; fi
+      if has threads || has data || has can=c || has alone; then continue; fi
     fi
     sum=(0 0 0 0 0 0 0)
     for ((seed = 1; seed <= seeds; seed++)); do figures $who $seed; done
