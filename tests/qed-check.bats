@@ -187,6 +187,32 @@ reads_as_good () {
   done
 }
 
+@test "a repair writes into no data that an L1 entry takes for a table" {
+  cp good bad                           # over three clusters and a table
+  poke bad 0x10010 0000090000000000
+  poke bad 0x50100 0000000100000000     # may be one of that table
+  found 2 bad
+  unchanged leaks 2 bad
+  unchanged all 2 bad
+  reads_as_good_or_fails bad
+  grep -c '^read 65536' out | grep -qx 4
+  # A writer that finds the image dirty is refused, and nothing else happens.
+  poke bad 16 02
+  cp bad before
+  expect_error 1 'cannot be repaired' "$NBDIMG" io -c 'write 0 64k' bad
+  cmp bad before
+  # Over one cluster: entries of the other tables can be mended.
+  cp good bad
+  truncate -s +192k bad
+  poke bad 0x10010 0000100000000000
+  poke bad 0x50100 0000000100000000
+  cp bad want
+  poke want 0x50100 0000000000000000
+  repaired all 2 bad
+  cmp bad want
+  "$NBDIMG" io -c 'read -P 4 2G 64k' bad | grep '^read 65536'
+}
+
 @test "NEED_CHECK: a reader leaves it, a repair or the next writer clears it" {
   cp good dirty
   poke dirty 16 02

@@ -13,11 +13,13 @@
  * What can be mended: an entry that is no place for a cluster becomes 0 (what
  * it stood for could not be read), a last cluster that is not whole becomes so,
  * and the file is cut behind the last cluster in use.  Clusters with two owners
- * stay as they are: which of them is right is
- * not known, and both can still be read.  Nothing is cut while anything is in
- * doubt.  Order on disk: NEED_CHECK; entries, barrier; the cut, barrier;
- * NEED_CHECK goes.  A repair that ends in the middle is gone on with by the
- * next.
+ * stay as they are: which of them is right is not known, and both can still be
+ * read.  So nothing is written into a table that has a second owner: a damaged
+ * L1 entry may take guest data for a table.  Hence L2 entries are mended in a
+ * walk of its own, when all owners are known.
+ * Nothing is cut while anything is in doubt.  Order on disk: NEED_CHECK;
+ * entries, barrier; the cut, barrier; NEED_CHECK goes.  A repair that ends in
+ * the middle is gone on with by the next.
  */
 
 #include <config.h>
@@ -46,6 +48,7 @@ struct table {
   uint64_t host;
   uint32_t index;               /* in the L1 table: at most 2^21 */
   bool overlaps;                /* another one, which counts */
+  bool shared;                  /* a cluster of it has another owner */
 };
 
 struct checker {
@@ -63,6 +66,10 @@ struct checker {
   struct refmap refs;
   bool first;                   /* the first window: entries are looked at */
   bool fixing;                  /* NEED_CHECK and autoclear are taken care of */
+  bool marked;                  /* NEED_CHECK was not there before */
+  bool bad_l2;                  /* there are L2 entries to be mended */
+  bool unsure;                  /* there may be owners that are not counted */
+  const struct table *table;    /* whose entries are mended */
   uint64_t used;                /* clusters, of the windows so far */
   uint64_t used_end;            /* bytes up to the end of the last one */
   uint64_t last_host;           /* of the data cluster before; 0 = none */
@@ -110,7 +117,8 @@ begin_fix (struct checker *c, struct error *e)
       && qed_write_field (q, H_AUTOCLEAR_FEATURES, 0, e) == -1)
     return -1;
   q->autoclear_features = 0;
-  if (!(q->features & QED_F_NEED_CHECK)
+  c->marked = !(q->features & QED_F_NEED_CHECK);
+  if (c->marked
       && qed_write_field (q, H_FEATURES, q->features | QED_F_NEED_CHECK,
                           e) == -1)
     return -1;
@@ -119,25 +127,23 @@ begin_fix (struct checker *c, struct error *e)
   return 0;
 }
 
-/* V, the entry at HOST, is the place of nothing. */
+/* V, the entry at HOST, is the place of nothing, which was counted. */
 static int
-bad_entry (struct checker *c, const char *kind, uint64_t host, uint64_t v,
-           struct error *e)
+bad_entry (struct checker *c, enum slice_kind kind, uint64_t host, uint64_t v,
+           bool mend, struct error *e)
 {
   static const uint8_t zero[8];
 
-  if (!c->first)
-    return 0;
   finding (c, "%s %s entry at 0x%" PRIx64 ": 0x%" PRIx64 " is not the place"
-           " of a %s", c->opts->repair == REPAIR_ALL ? "Repairing" : "ERROR:",
-           kind, host, v, *kind == 'L' && kind[1] == '1' ? "table" : "cluster");
-  if (c->opts->repair != REPAIR_ALL) {
-    c->result->corruptions++;
+           " of a %s", mend ? "Repairing" : "ERROR:",
+           kind == SLICE_L1 ? "L1" : "L2", host, v,
+           kind == SLICE_L1 ? "table" : "cluster");
+  if (!mend)
     return 0;
-  }
   if (begin_fix (c, e) == -1
       || storage_pwrite (c->st, zero, sizeof zero, host, 0, e) == -1)
     return -1;
+  c->result->corruptions--;
   c->result->corruptions_fixed++;
   return 0;
 }
@@ -145,8 +151,9 @@ bad_entry (struct checker *c, const char *kind, uint64_t host, uint64_t v,
 static void
 unreadable (struct checker *c, uint64_t host, const struct error *why)
 {
-  if (!c->first)
-    return;
+  c->unsure = true;
+  if (!c->first && c->result->check_errors)
+    return;                     /* told in the first window */
   c->result->check_errors++;
   finding (c, "ERROR: cannot read the table at 0x%" PRIx64 ": %s", host,
            why->text);
@@ -207,8 +214,10 @@ look_at_l1_entry (struct checker *c, uint64_t at, uint64_t v,
   struct table *bigger;
   size_t alloc;
 
-  if (!qed_valid_host (c->q, v, true, c->file_size))
-    return bad_entry (c, "L1", at, v, e);
+  if (!qed_valid_host (c->q, v, true, c->file_size)) {
+    c->result->corruptions++;
+    return bad_entry (c, SLICE_L1, at, v, c->opts->repair == REPAIR_ALL, e);
+  }
   if (c->nr_tables == c->alloc_tables) {
     alloc = c->alloc_tables ? 2 * c->alloc_tables : 64;
     bigger = realloc (c->tables, alloc * sizeof bigger[0]);
@@ -241,11 +250,13 @@ by_index (const void *a, const void *b)
   return x->index < y->index ? -1 : x->index > y->index;
 }
 
-/* Tables that share a byte: the first one in the file counts. */
+/* Tables that share a byte: the first one in the file counts.  What the others
+ * own is not known then, and it may lie anywhere.
+ */
 static void
 find_overlaps (struct checker *c)
 {
-  uint64_t end = 0;
+  uint64_t end = 0, host = 0;
 
   if (c->nr_tables == 0)
     return;
@@ -255,9 +266,11 @@ find_overlaps (struct checker *c)
 
     t->overlaps = t->host < end;
     if (!t->overlaps) {
-      end = t->host + c->q->g.table_bytes;
+      host = t->host;
+      end = host + c->q->g.table_bytes;
       continue;
     }
+    c->unsure |= t->host != host;
     c->result->corruptions++;
     finding (c, "ERROR: the L2 table of L1 entry %" PRIu32 " at 0x%" PRIx64
              " overlaps another one", t->index, t->host);
@@ -279,9 +292,23 @@ look_at_l2_entry (struct checker *c, uint64_t at, uint64_t v,
       c->result->fragmented_clusters++;
     c->last_host = v;
   }
-  if (!qed_valid_host (c->q, v, false, c->file_size))
-    return bad_entry (c, "L2", at, v, e);
-  return add_range (c, v, c->q->g.cluster_size, e);
+  if (qed_valid_host (c->q, v, false, c->file_size))
+    return add_range (c, v, c->q->g.cluster_size, e);
+  if (!c->first)
+    return 0;
+  c->result->corruptions++;
+  c->bad_l2 = true;
+  return c->opts->repair == REPAIR_ALL ? 0
+    : bad_entry (c, SLICE_L2, at, v, false, e);
+}
+
+static int
+mend_l2_entry (struct checker *c, uint64_t at, uint64_t v, struct error *e)
+{
+  if (v == QED_ZERO || qed_valid_host (c->q, v, false, c->file_size))
+    return 0;
+  return bad_entry (c, SLICE_L2, at, v,
+                    !c->unsure && !c->table->shared, e);
 }
 
 /* ---- one window ---- */
@@ -303,6 +330,20 @@ walk (struct checker *c, struct error *e)
       return -1;
   }
   return 0;
+}
+
+/* Which tables have a second owner, as far as this window tells. */
+static void
+find_shared (struct checker *c)
+{
+  for (size_t i = 0; i < c->nr_tables; ++i) {
+    struct table *t = &c->tables[i];
+    uint64_t first = t->host >> c->q->g.cluster_bits;
+
+    for (uint64_t n = 0; n < c->q->g.table_size; ++n)
+      if (first + n < c->refs.hi && refmap_get (&c->refs, first + n).count > 1)
+        t->shared = true;
+  }
 }
 
 static void
@@ -364,6 +405,20 @@ complete (struct checker *c, struct error *e)
 }
 
 static int
+mend_tables (struct checker *c, struct error *e)
+{
+  for (size_t i = 0; i < c->nr_tables; ++i) {
+    c->table = &c->tables[i];
+    if (!c->table->overlaps
+        && each_entry (c, c->table->host, mend_l2_entry, e) == -1)
+      return -1;
+    if (progress (c, i + 1, c->nr_tables, e) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+static int
 check_windows (struct checker *c, struct error *e)
 {
   uint64_t lo = 0;
@@ -375,10 +430,14 @@ check_windows (struct checker *c, struct error *e)
     refmap_begin (&c->refs, lo, c->nr_clusters + 1);
     if (walk (c, e) == -1 || compare (c, e) == -1)
       return -1;
+    if (c->bad_l2 && c->opts->repair == REPAIR_ALL)
+      find_shared (c);
     c->first = false;
     lo = c->refs.hi;
   } while (lo <= c->nr_clusters);
   c->result->leaks = c->nr_clusters - c->used;
+  if (c->bad_l2 && c->opts->repair == REPAIR_ALL && mend_tables (c, e) == -1)
+    return -1;
   return complete (c, e);
 }
 
@@ -404,6 +463,9 @@ cut (struct checker *c, struct error *e)
   return 0;
 }
 
+/* An image that could be written to before, whatever is wrong with it, can be
+ * after a repair.
+ */
 static int
 finish_repair (struct checker *c, struct error *e)
 {
@@ -412,11 +474,9 @@ finish_repair (struct checker *c, struct error *e)
 
   if (c->fixing && storage_flush (c->st, e) == -1)
     return -1;
-  if (!good)
-    return 0;
-  if (cut (c, e) == -1)
+  if (good && cut (c, e) == -1)
     return -1;
-  if (!(q->features & QED_F_NEED_CHECK))
+  if (!(q->features & QED_F_NEED_CHECK) || (!good && !c->marked))
     return 0;
   if (qed_write_field (q, H_FEATURES, q->features & ~QED_F_NEED_CHECK,
                        e) == -1)

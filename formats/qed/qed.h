@@ -110,7 +110,7 @@ extern int qed_geometry (struct qed_geometry *g, uint64_t cluster_size,
 
 /* ---- an open image ---- */
 
-enum { SLICE_L1, SLICE_L2, NR_SLICE_KINDS };
+enum slice_kind { SLICE_L1, SLICE_L2, NR_SLICE_KINDS };
 
 /* Clusters side by side that nothing refers to, since a write failed. */
 struct spare {
