@@ -103,27 +103,23 @@ own_entries_locked (struct qed *q, struct slice_op *op, uint64_t guest,
 
 /* ---- reserve ---- */
 
-/* The cluster has a place already, and those behind it perhaps too. */
+/* GUEST's cluster has a place already.  This is asked for where a table lies in
+ * what map told of; those clusters of it that are none of the table's are
+ * written to.
+ */
 static int
-place_reused_locked (struct qed *q, const struct qed_entries *entries,
-                     uint64_t guest, uint64_t length, struct placement *p,
-                     struct error *e) REQUIRES (q->cache.mutex)
+place_reused_locked (struct qed *q, uint64_t guest, uint64_t host,
+                     struct placement *p, struct error *e)
+  REQUIRES (q->cache.mutex)
 {
-  uint64_t host = get_le64 (entries->p), n;
-  uint64_t in_cluster = guest & (q->g.cluster_size - 1);
-
-  for (n = 1; n < entries->nr; ++n)
-    if (get_le64 (entries->p + 8 * n) != host + n * q->g.cluster_size)
-      break;
-  if (qed_on_table_locked (q, host, n << q->g.cluster_bits))
+  if (qed_on_table_locked (q, host, q->g.cluster_size))
     return error_set (e, EIO, "%s: corrupt image: guest offset %" PRIu64
                       " is mapped to 0x%" PRIx64 ", but a table is there:"
                       " check the image", q->format.storage->name, guest,
                       host);
   *p = (struct placement) {
-    .guest = guest, .host = host + in_cluster, .storage = MAP_IN_IMAGE,
-    .length = min_u64 (length, (n << q->g.cluster_bits) - in_cluster),
-    .reused = true,
+    .guest = round_down (guest, q->g.cluster_size), .host = host,
+    .length = q->g.cluster_size, .storage = MAP_IN_IMAGE, .reused = true,
   };
   return 1;
 }
@@ -163,15 +159,17 @@ reserve_locked (struct qed *q, struct slice_op *op, uint64_t guest,
   REQUIRES (q->cache.mutex)
 {
   struct qed_entries entries;
+  uint64_t v;
   int r = own_entries_locked (q, op, guest, length, &entries, e);
 
   if (r != 1)
     return r;
-  if (qed_check_entry (q, guest, get_le64 (entries.p), e) == -1)
+  v = get_le64 (entries.p);
+  if (qed_check_entry (q, guest, v, e) == -1)
     return -1;
-  if (!is_placed (get_le64 (entries.p)))
+  if (!is_placed (v))
     return place_new_locked (q, &entries, guest, p, e);
-  return place_reused_locked (q, &entries, guest, length, p, e);
+  return place_reused_locked (q, guest, v, p, e);
 }
 
 int
