@@ -366,8 +366,7 @@ image_size-huge  48 00feffffffffffff
 name-in-fields   56 3f000000
 name-behind      56 feff0000ff000000
 name-huge        56 ffffffffffffffff
-name-empty       60 00000000
-name-long        60 00040000
+name-long        60 00100000
 name-with-NUL    60 09000000
 TABLE
 }

@@ -5,7 +5,7 @@
  * nobody else is inside.
  *
  * All fields are in the first sector, which is written at once; the name goes
- * where the header cluster has only zeroes, beside the old one and beside
+ * where the header's clusters have only zeroes, beside the old one and beside
  * whatever else somebody keeps there.  Order on disk: the name => the first
  * sector => the old name is wiped, so that its place can serve again.
  */
@@ -20,7 +20,7 @@
 #include "formats/header_switch.h"
 #include "formats/qed/qed.h"
 
-/* The part of the header that is looked at: room for 63 longest names. */
+/* The part of the header that is looked at: room for 15 longest names. */
 #define HEADER_PART (64 * KiB)
 
 static int
@@ -88,7 +88,7 @@ qed_set_backing (struct format *f, const char *name, const char *format,
                  struct error *e)
 {
   struct qed *q = to_qed (f);
-  size_t len = (size_t) min_u64 (q->g.cluster_size, HEADER_PART);
+  size_t len = (size_t) min_u64 (q->header_bytes, HEADER_PART);
   CLEANUP_FREE uint8_t *old = NULL;
   uint8_t *new, *wiped;
 

@@ -38,6 +38,11 @@ const struct format_option qed_create_options[] = {
   { NULL, OPTION_STRING, NULL, NULL, false },
 };
 
+/* As much as the fields and the longest name take; only what is not zero of it
+ * is written.
+ */
+enum { HEADER_BYTES = 2 * MIN_CLUSTER_SIZE };
+
 struct plan {
   struct qed_geometry g;
   uint64_t size;                /* virtual, bytes */
@@ -62,6 +67,18 @@ static bool
 qemu_can_open (const struct qed_geometry *g)
 {
   return 2 * g->table_bits + g->cluster_bits < 64;
+}
+
+/* The name lies in the header's one cluster. */
+static int
+check_name (const struct plan *p, struct error *e)
+{
+  size_t room = min_u64 (MAX_BACKING_NAME, p->g.cluster_size - H_LENGTH);
+
+  if (!p->backing_file || strlen (p->backing_file) <= room)
+    return 0;
+  return error_set (e, EINVAL, "the name of the backing file has %zu bytes, at"
+                    " most %zu are possible", strlen (p->backing_file), room);
 }
 
 static int
@@ -92,13 +109,10 @@ make_plan (const struct format_create_options *opts, struct plan *p,
   p->backing_file = opts->backing_file;
   p->backing_is_raw = opts->backing_format
     && strcmp (opts->backing_format, "raw") == 0;
-  if (p->backing_file && strlen (p->backing_file) > MAX_BACKING_NAME)
-    return error_set (e, EINVAL, "the name of the backing file is longer than"
-                      " %d bytes", MAX_BACKING_NAME);
-  return 0;
+  return check_name (p, e);
 }
 
-/* H is a smallest cluster of zeroes, which has room for the longest name. */
+/* H is HEADER_BYTES of zeroes. */
 static void
 put_header (const struct plan *p, uint8_t *h)
 {
@@ -126,21 +140,21 @@ int
 qed_create (struct storage *st, const struct format_create_options *opts,
             struct error *e)
 {
-  CLEANUP_FREE uint8_t *zeroes = calloc (2, MIN_CLUSTER_SIZE);
+  CLEANUP_FREE uint8_t *zeroes = calloc (2, HEADER_BYTES);
   uint8_t *header;
   struct plan p;
 
   if (!zeroes)
-    return error_nomem (e, "the header", 2 * MIN_CLUSTER_SIZE);
+    return error_nomem (e, "the header", 2 * HEADER_BYTES);
   if (make_plan (opts, &p, e) == -1)
     return -1;
   if (!st->caps.can_grow)
     return error_set (e, ENOTSUP, "%s: a QED image grows at its end, so it"
                       " needs a file, not a place of a fixed size", st->name);
-  header = zeroes + MIN_CLUSTER_SIZE;
+  header = zeroes + HEADER_BYTES;
   put_header (&p, header);
   if (storage_blank (st, p.g.cluster_size + p.g.table_bytes, e) == -1
       || storage_flush (st, e) == -1)
     return -1;
-  return header_switch (st, zeroes, header, MIN_CLUSTER_SIZE, e);
+  return header_switch (st, zeroes, header, HEADER_BYTES, e);
 }

@@ -143,11 +143,11 @@ read_backing (struct qed *q, const uint8_t *h, struct format_needs *needs,
   uint32_t n = get_le32 (h + H_BACKING_FILENAME_SIZE);
   uint64_t end = min_u64 (q->header_bytes, storage_size (q->format.storage));
 
-  if (!(q->features & QED_F_BACKING_FILE))
+  if (!(q->features & QED_F_BACKING_FILE) || n == 0)
     return 0;
-  if (n == 0 || n > MAX_BACKING_NAME)
-    return error_set (e, EINVAL, "the backing file name has %u bytes, must be"
-                      " 1 to %d", n, MAX_BACKING_NAME);
+  if (n > MAX_BACKING_NAME)
+    return error_set (e, EINVAL, "the backing file name has %u bytes, at most"
+                      " %d are possible", n, MAX_BACKING_NAME);
   if (offset < H_LENGTH || offset > end || n > end - offset)
     return error_set (e, EINVAL, "the backing file name (%u bytes at %u) must"
                       " lie behind the header, within its %" PRIu64 " bytes",

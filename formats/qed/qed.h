@@ -85,7 +85,7 @@ enum {
   MAX_TABLE_SIZE = 16,          /* clusters */
   DEFAULT_CLUSTER_SIZE = 1 << 16,
   DEFAULT_TABLE_SIZE = 4,
-  MAX_BACKING_NAME = 1023,      /* what QEMU reads */
+  MAX_BACKING_NAME = 4095,      /* what QEMU reads */
 };
 
 /* The specification allows 1 GiB; QEMU's arithmetic wraps beyond this. */

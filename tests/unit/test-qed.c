@@ -196,6 +196,40 @@ test_mark_fails (void)
   storage_close (st);
 }
 
+static void
+test_long_names (void)
+{
+  static const struct { size_t room; const char *options; } t[] = {
+    { 4096 - H_LENGTH, "cluster_size=4096" },
+    { MAX_BACKING_NAME, "cluster_size=8192,table_size=1" },
+  };
+  char name[MAX_BACKING_NAME + 2];
+  struct error e = ERROR_INIT;
+
+  unit_begin ("names of backing files may be as long as QEMU's");
+  for (unsigned i = 0; i < 2; ++i) {
+    struct storage *st = storage_memory_new ("top", 0, &e);
+    struct format_open_options o = { .info_only = true };
+    struct format_needs needs;
+    struct format *f;
+
+    memset (name, 'n', sizeof name);
+    name[t[i].room + 1] = '\0';
+    CHECK_FAILS (harness_create_format (st, &format_qed, MiB, t[i].options,
+                                        name, NULL, &e), &e, EINVAL);
+    CHECK (storage_size (st) == 0);
+    name[t[i].room] = '\0';
+    CHECK_OK (harness_create_format (st, &format_qed, MiB, t[i].options, name,
+                                     NULL, &e), &e);
+    f = format_qed.open (st, &o, &needs, &e);
+    CHECK_OK (f ? 0 : -1, &e);
+    CHECK (needs.backing && strcmp (needs.backing, name) == 0);
+    format_needs_free (&needs);
+    CHECK_OK (format_qed.close (f, &e), &e);
+    storage_close (st);
+  }
+}
+
 int
 main (void)
 {
@@ -203,5 +237,6 @@ main (void)
   test_abandoned ();
   test_zero_without_backing ();
   test_mark_fails ();
+  test_long_names ();
   return unit_end ();
 }

@@ -19,7 +19,7 @@ struct named {
   const char *name, *format;    /* or NULL */
 };
 
-static char long_a[1024], long_b[1024], too_long[1025];
+static char long_a[1024], long_b[1024], too_long[4097];
 
 static const struct {
   const struct format_ops *ops;
