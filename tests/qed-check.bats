@@ -185,6 +185,12 @@ reads_as_good () {
     [[ $output == *'a table is there'* ]]
     "$NBDIMG" io -c 'read -P 4 2G 64k' table | grep '^read 65536'
   done
+  # What the same write has before that is written.
+  cp good run
+  poke run 0x50018 00000c0000000000
+  run "$NBDIMG" io -c 'write -q -P 9 0 256k' run
+  [[ $output == *'a table is there'* ]]
+  "$NBDIMG" io -c 'read -P 9 0 192k' run | grep '^read 196608'
 }
 
 @test "a repair writes into no data that an L1 entry takes for a table" {
