@@ -97,8 +97,7 @@ layer_options (struct layer *l, const struct layer *above,
       || tree_bool (tree, "read-only", false))
     o->writable_if_permitted = false;
   o->discard = tree_discard (tree, o->discard);
-  if (tree_cache_mode (tree, &o->cache, e) == -1)
-    return -1;
+  tree_cache_mode (tree, &o->cache);
   return detect_zeroes (tree, o, e);
 }
 
@@ -423,8 +422,8 @@ layer_parse (struct layer *l, uint64_t cache_size, struct error *e)
 
 /* ---- what it needs ---- */
 
-static struct policy_image
-policy_image (const struct layer *l)
+struct policy_image
+layer_policy_image (const struct layer *l)
 {
   return (struct policy_image) {
     .name = l->im->name,
@@ -437,7 +436,7 @@ policy_image (const struct layer *l)
 static json_t *
 data_file_node (const struct layer *l, struct error *e)
 {
-  struct policy_image in = policy_image (l);
+  struct policy_image in = layer_policy_image (l);
   json_t *node = json_object_get (l->tree, detached_header (l) ? "file"
                                   : "data-file");
 
@@ -488,7 +487,7 @@ static int
 may_write_data_file (struct layer *l, struct error *e)
 {
   const struct image_open_options *o = &l->im->options;
-  struct policy_image in = policy_image (l);
+  struct policy_image in = layer_policy_image (l);
   struct error why = ERROR_INIT;
 
   if (detached_header (l) || json_object_get (l->tree, "data-file")
@@ -527,87 +526,6 @@ layer_open_data_file (struct layer *l, struct layer *top, struct error *e)
     l->data_file_readonly = true;
   im->writable = im->writable && !l->data_file_readonly;
   return layer_lock (im, l->is_backing, im->options.writable, e);
-}
-
-/* ---- backing file ---- */
-
-/* The user gave options for the backing file, but left its name to the image:
- * {"driver": ..., "read-only": ...}.
- */
-static json_t *
-merge_backing (const struct layer *l, json_t *partial, struct error *e)
-{
-  struct policy_image in = policy_image (l);
-  const char *format = tree_text (partial, "driver");
-  json_t *tree, *outer;
-
-  if (!l->needs.backing) {
-    error_set (e, EINVAL, "%s: 'backing' gives no file, and the image has no "
-               "backing file", l->im->name);
-    return NULL;
-  }
-  tree = policy_backing (&in, l->needs.backing,
-                         format ? format : l->needs.backing_format, e);
-  if (!tree)
-    return NULL;
-  if (json_object_get (tree, "file"))
-    outer = json_incref (tree);
-  else
-    outer = json_pack ("{sO}", "file", tree);
-  if (!outer || json_object_update (outer, partial) == -1) {
-    error_nomem (e, "image options", 0);
-    json_decref (outer);
-    outer = NULL;
-  }
-  json_decref (tree);
-  return outer;
-}
-
-/* The user named the file.  If nobody says otherwise it has the format that the
- * image records for the one that it replaces: what was raw is not probed.
- */
-static json_t *
-replace_backing (const struct layer *l, json_t *given, struct error *e)
-{
-  const char *format = l->needs.backing_format;
-  json_t *tree;
-
-  if (!format || tree_text (given, "driver"))
-    return json_incref (given);
-  if (!format_lookup (format, e))
-    return NULL;
-  tree = json_copy (given);
-  if (!tree
-      || json_object_set_new (tree, "driver", json_string (format)) == -1) {
-    error_nomem (e, "image options", 0);
-    json_decref (tree);
-    return NULL;
-  }
-  return tree;
-}
-
-int
-layer_backing (const struct layer *l, json_t **tree, struct error *e)
-{
-  struct policy_image in = policy_image (l);
-  json_t *given = json_object_get (l->tree, "backing");
-
-  *tree = NULL;
-  if (given && !l->format->has_backing && !json_is_null (given))
-    return error_set (e, EINVAL, "Block format '%s' does not support the "
-                      "option 'backing'", l->format->name);
-  if (l->im->options.no_backing || json_is_null (given)
-      || (l->im->options.info_only && !l->im->options.info_chain))
-    return 0;
-  if (json_object_get (given, "file"))
-    *tree = replace_backing (l, given, e);
-  else if (given)
-    *tree = merge_backing (l, given, e);
-  else if (l->needs.backing)
-    *tree = policy_backing (&in, l->needs.backing, l->needs.backing_format, e);
-  else
-    return 0;
-  return *tree ? 1 : -1;
 }
 
 /* ---- ready ---- */

@@ -21,6 +21,7 @@
 
 #include "common/error.h"
 #include "image/image.h"
+#include "image/policy.h"
 
 struct layer {
   struct image *im;             /* owned until it is taken out */
@@ -51,16 +52,21 @@ extern int layer_parse (struct layer *l, uint64_t cache_size,
 extern int layer_open_data_file (struct layer *l, struct layer *top,
                                  struct error *e);
 
-/* The tree of its backing file: as the user said, or as the image does through
- * the policy.  1 = *TREE is it (owned); 0 = none, or not to be followed; -1.
- */
-extern int layer_backing (const struct layer *l, json_t **tree,
-                          struct error *e);
+/* What the policy is to know of an image that names others. */
+extern struct policy_image layer_policy_image (const struct layer *l);
 
 /* What stands in im->backing is activated already. */
 extern int layer_activate (struct layer *l, struct error *e);
 
 extern void layer_free (struct layer *l);
+
+/* ---- layer_backing.c ---- */
+
+/* The tree of its backing file: as the user said, or as the image does through
+ * the policy.  1 = *TREE is it (owned); 0 = none, or not to be followed; -1.
+ */
+extern int layer_backing (const struct layer *l, json_t **tree,
+                          struct error *e);
 
 /* ---- crypt_key.c ---- */
 

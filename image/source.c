@@ -39,7 +39,8 @@ node_options (const json_t *node, struct source_options *opts,
   open->no_discard = !tree_discard (node, !open->no_discard);
   open->no_lock |= locking && strcmp (locking, "off") == 0;
   open->lock_strict |= locking && strcmp (locking, "on") == 0;
-  return tree_cache_mode (node, &open->cache, e);
+  tree_cache_mode (node, &open->cache);
+  return 0;
 }
 
 static struct storage *

@@ -92,38 +92,30 @@ tree_size (const json_t *node, const char *key, uint64_t otherwise)
   return r;
 }
 
-/* The five modes are three switches; two of their eight settings make no
- * sense and one (direct, but never flushed) does not exist here.
+/* The five modes are three switches.  no-flush beside direct=on or
+ * writeback=off allows what we then do not make use of: flushes are made.
  */
-static int
-mode_of_switches (bool direct, bool no_flush, bool writeback,
-                  enum cache_mode *mode, struct error *e)
+static enum cache_mode
+mode_of_switches (bool direct, bool no_flush, bool writeback)
 {
-  if (no_flush && (direct || !writeback))
-    return error_set (e, ENOTSUP, "cache.no-flush=on together with "
-                      "cache.direct=on or cache.writeback=off is not built");
-  if (no_flush)
-    *mode = CACHE_UNSAFE;
-  else if (direct)
-    *mode = writeback ? CACHE_NONE : CACHE_DIRECTSYNC;
-  else
-    *mode = writeback ? CACHE_WRITEBACK : CACHE_WRITETHROUGH;
-  return 0;
+  if (direct)
+    return writeback ? CACHE_NONE : CACHE_DIRECTSYNC;
+  if (!writeback)
+    return CACHE_WRITETHROUGH;
+  return no_flush ? CACHE_UNSAFE : CACHE_WRITEBACK;
 }
 
-int
-tree_cache_mode (const json_t *node, enum cache_mode *mode, struct error *e)
+void
+tree_cache_mode (const json_t *node, enum cache_mode *mode)
 {
   const json_t *cache = json_object_get (node, "cache");
   bool direct = *mode == CACHE_NONE || *mode == CACHE_DIRECTSYNC;
   bool no_flush = *mode == CACHE_UNSAFE;
   bool writeback = *mode != CACHE_WRITETHROUGH && *mode != CACHE_DIRECTSYNC;
 
-  if (!cache)
-    return 0;
-  return mode_of_switches (tree_bool (cache, "direct", direct),
-                           tree_bool (cache, "no-flush", no_flush),
-                           tree_bool (cache, "writeback", writeback), mode, e);
+  *mode = mode_of_switches (tree_bool (cache, "direct", direct),
+                            tree_bool (cache, "no-flush", no_flush),
+                            tree_bool (cache, "writeback", writeback));
 }
 
 bool
@@ -134,6 +126,20 @@ tree_discard (const json_t *node, bool inherited)
   if (!text)
     return inherited;
   return strcmp (text, "unmap") == 0 || strcmp (text, "on") == 0;
+}
+
+bool
+tree_says_where (const json_t *node)
+{
+  static const char *const places[] = {
+    "filename", "file", "uri", "server", "host", "path", "command"
+  };
+  const char *driver = tree_text (node, "driver");
+
+  for (size_t i = 0; i < sizeof places / sizeof places[0]; ++i)
+    if (json_object_get (node, places[i]))
+      return true;
+  return driver && strcmp (driver, "null-co") == 0;
 }
 
 const char *

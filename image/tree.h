@@ -74,11 +74,15 @@ extern uint64_t tree_size (const json_t *node, const char *key,
                            uint64_t otherwise);
 
 /* MODE comes in as what the node inherits and is changed as cache.* says. */
-extern int tree_cache_mode (const json_t *node, enum cache_mode *mode,
-                            struct error *e);
+extern void tree_cache_mode (const json_t *node, enum cache_mode *mode);
 
 /* "discard" of NODE, or what it inherits. */
 extern bool tree_discard (const json_t *node, bool inherited);
+
+/* Does NODE, a storage or NULL, say where the bytes are, or has it only options
+ * for a backing file that the image names?
+ */
+extern bool tree_says_where (const json_t *node);
 
 /* The path of the file at the bottom of NODE, NULL = it is none. */
 extern const char *tree_filename (const json_t *node);

@@ -111,14 +111,9 @@ static const struct key keys[] = {
 
 enum { NR_KEYS = sizeof keys / sizeof keys[0] };
 
-/* What a layer will be whose format is probed is not known yet: it may have the
- * options of any.  Those of another one are found when it is (layer.c).
- */
 static const struct key *
-find_key (const char *name, enum tree_driver driver)
+find_key (const char *name, unsigned where)
 {
-  unsigned where = driver == DRIVER_NONE ? IN_LAYER : 1u << driver;
-
   for (size_t i = 0; i < NR_KEYS; ++i)
     if ((keys[i].where & where) && strcmp (keys[i].name, name) == 0)
       return &keys[i];
@@ -135,7 +130,7 @@ unknown_key (const json_t *node, enum tree_driver driver, const char *key,
   return error_set (e, EINVAL, tree_driver_is_format (driver)
                     ? "Block format '%s' does not support the option '%s'"
                     : "Block protocol '%s' doesn't support the option '%s'",
-                    name, key);
+                    name ? name : "file", key);
 }
 
 /* ---- values ---- */
@@ -224,11 +219,8 @@ static int
 check_cache (const json_t *value, struct error *e)
 {
   static const char *const switches[] = { "direct", "no-flush", "writeback" };
-  enum cache_mode mode = CACHE_WRITEBACK;
   const json_t *v;
-  json_t *node;
   size_t found = 0;
-  int r;
 
   for (size_t i = 0; i < 3; ++i) {
     v = json_object_get (value, switches[i]);
@@ -236,15 +228,10 @@ check_cache (const json_t *value, struct error *e)
       return error_prefix (e, "cache");
     found += v != NULL;
   }
-  if (!json_is_object (value) || found != json_object_size (value))
-    return error_set (e, EINVAL, "the option 'cache' takes cache.direct, "
-                      "cache.no-flush and cache.writeback");
-  node = json_pack ("{sO}", "cache", value);
-  r = node ? tree_cache_mode (node, &mode, e)
-    : error_nomem (e, "image options", 0);
-
-  json_decref (node);
-  return r;
+  if (json_is_object (value) && found == json_object_size (value))
+    return 0;
+  return error_set (e, EINVAL, "the option 'cache' takes cache.direct, "
+                    "cache.no-flush and cache.writeback");
 }
 
 /* {"type": "inet", "host", "port"} or {"type": "unix", "path"} */
@@ -343,14 +330,27 @@ check_key_options (const json_t *node, enum tree_driver driver,
 
 /* ---- nodes ---- */
 
-enum place { PLACE_TOP, PLACE_BACKING, PLACE_STORAGE };
+enum place {
+  PLACE_TOP, PLACE_BACKING, PLACE_STORAGE,
+  PLACE_OPTIONS,                /* of a storage that the image names */
+};
 
 static int check_node (const json_t *node, enum place place, unsigned depth,
                        struct error *e);
 
+/* Where a backing file has its "file" from is for the image to say. */
+static enum place
+place_of_storage (const char *key, const json_t *value, enum place parent)
+{
+  bool named = parent != PLACE_BACKING || strcmp (key, "file") != 0
+    || tree_says_where (value);
+
+  return named ? PLACE_STORAGE : PLACE_OPTIONS;
+}
+
 static int
-check_key (const struct key *key, const json_t *value, unsigned depth,
-           struct error *e)
+check_key (const struct key *key, const json_t *value, enum place place,
+           unsigned depth, struct error *e)
 {
   switch (key->kind) {
   case KIND_TEXT: return check_text (key->name, value, e);
@@ -362,7 +362,9 @@ check_key (const struct key *key, const json_t *value, unsigned depth,
   case KIND_SERVER: return check_server (value, e);
   case KIND_ARGV: return check_argv (value, e);
   case KIND_ENCRYPT: return check_encrypt (value, e);
-  case KIND_STORAGE: return check_node (value, PLACE_STORAGE, depth + 1, e);
+  case KIND_STORAGE:
+    return check_node (value, place_of_storage (key->name, value, place),
+                       depth + 1, e);
   case KIND_LAYER:
     if (json_is_null (value)
         || check_node (value, PLACE_BACKING, depth + 1, e) == 0)
@@ -440,6 +442,17 @@ check_whole (const json_t *node, enum tree_driver driver, enum place place,
   return 0;
 }
 
+/* What a node will be whose driver is not said is not known yet: it may have the
+ * options of any.  Those of another one are found when it is (layer.c).
+ */
+static unsigned
+kinds_of_node (enum tree_driver driver, enum place place)
+{
+  if (driver != DRIVER_NONE)
+    return 1u << driver;
+  return place == PLACE_OPTIONS ? IN_STORAGE : IN_LAYER;
+}
+
 static int
 check_node (const json_t *node, enum place place, unsigned depth,
             struct error *e)
@@ -456,15 +469,17 @@ check_node (const json_t *node, enum place place, unsigned depth,
   if (tree_driver (node, &driver, NULL, e) == -1)
     return -1;
   json_object_foreach ((json_t *) node, name, value) {
-    const struct key *key = find_key (name, driver);
+    const struct key *key = find_key (name, kinds_of_node (driver, place));
 
-    if (!key && driver == DRIVER_NONE)
+    if (!key && driver == DRIVER_NONE && place != PLACE_OPTIONS)
       continue;
     if (!key)
       return unknown_key (node, driver, name, e);
-    if (check_key (key, value, depth, e) == -1)
+    if (check_key (key, value, place, depth, e) == -1)
       return -1;
   }
+  if (place == PLACE_OPTIONS)
+    return 0;
   if (check_key_options (node, driver, e) == -1)
     return -1;
   return check_whole (node, driver, place, e);

@@ -241,10 +241,14 @@ drop_empty (json_t *node, const char *key)
 static int
 layer_children (json_t *node, bool backing, struct error *e)
 {
+  const json_t *file;
+
   drop_empty (node, "file");
   drop_empty (node, "data-file");
-  if (json_object_get (node, "file")) {
-    if (storage_node (node, "file", e) == -1)
+  file = json_object_get (node, "file");
+  if (file) {
+    if ((!backing || !json_is_object (file) || tree_says_where (file))
+        && storage_node (node, "file", e) == -1)
       return -1;
   }
   else if (!backing)            /* a backing file may be named by the image */

@@ -470,14 +470,45 @@ map --image-opts file.filename=top.qcow2,backing.file.filename=raw.img
 END
 }
 
+@test "options for the file of a backing file leave its name to the image" {
+  make_files
+  peer_lines same <<'END'
+map --image-opts file.filename=top.qcow2,backing.file.locking=off
+map --image-opts file.filename=top.qcow2,backing.file.driver=file,backing.file.read-only=on
+map 'json:{"file.filename":"top.qcow2","backing":{"file":{"locking":"on"}}}'
+commit --image-opts file.filename=top.qcow2,backing.file.node-name=low
+rebase -b "" --image-opts file.filename=top.qcow2,backing.file.cache.direct=on
+map --image-opts file.filename=top.qcow2,backing.file.bogus=1
+END
+  peer_lines 'own_words "it can be: auto|on|off"' <<'END'
+map --image-opts file.filename=top.qcow2,backing.file.locking=maybe
+END
+  peer_lines 'own_words "and the image has no backing file"' <<'END'
+map --image-opts file.filename=a.qcow2,backing.file.locking=off
+END
+  (cd files && qemu-nbd -k "$PWD/nbd.sock" --fork --pid-file=pid -t -r a.qcow2)
+  qemu-img create -q -f qcow2 -F raw \
+    -b "nbd+unix:///?socket=$PWD/files/nbd.sock" far.qcow2
+  "$NBDIMG" compare --image-opts file.filename=files/a.qcow2,force-share=on \
+    file.filename=far.qcow2,backing.file.node-name=far,backing.file.driver=nbd
+  kill "$(cat files/pid)"
+  expect_error 1 "Block protocol 'nbd' doesn't support the option 'locking'" \
+    "$NBDIMG" map --image-opts file.filename=far.qcow2,backing.file.locking=off
+}
+
+@test "cache.no-flush=on allows flushes to be left out, and forbids none" {
+  make_files
+  peer_lines same <<'END'
+io --image-opts -c "write -q -P 5 0 64k" -c flush file.filename=a.qcow2,cache.direct=on,cache.no-flush=on
+io --image-opts -t unsafe -c "write -q -P 5 0 64k" file.filename=a.qcow2,cache.direct=on
+END
+}
+
 @test "what differs from QEMU on purpose is said" {
   make_files
   # QEMU 7.2 reads other bytes
   "$NBDIMG" convert --image-opts driver=raw,offset=1000,file.filename=files/raw.img o
   cmp o <(tail -c +1001 files/raw.img; head -c 488 /dev/zero)
-  peer_lines 'own_status 0 1 "Could not open backing file"' <<'END'
-map --image-opts file.filename=top.qcow2,backing.file.locking=off
-END
   peer_lines 'own_status 1 0 top.qcow2' <<'END'
 map --image-opts file.filename=top.qcow2,backing.driver=null-co
 END
@@ -522,7 +553,6 @@ END
 map --image-opts file.filename=a.qcow2,cache-clean-interval=9
 map --image-opts driver=qcow2,file.filename=a.qcow2,l2-cache-entry-size=4k
 map --image-opts driver=qcow2,file.filename=a.qcow2,pass-discard-other=on
-map --image-opts file.filename=a.qcow2,cache.direct=on,cache.no-flush=on
 END
   peer_lines 'own_status 0 1 "Unknown driver"' <<'END'
 map --image-opts driver=null-aio,size=1M
