@@ -107,12 +107,9 @@ describe_specific (const struct image *im, json_t *info, struct error *e)
 static int
 describe_storage (const struct image *im, json_t *info, struct error *e)
 {
-  const struct storage_caps *caps = &im->storage->caps;
   struct error ignored = ERROR_INIT;
   uint64_t size;
 
-  if (!caps->is_local_file && !caps->is_device)
-    return 0;
   if (storage_disk_size (im->storage, &size, &ignored) == -1)
     return 0;
   return put_number (info, "actual-size", size, e);

@@ -39,6 +39,13 @@ make_images () {
   done
 }
 
+@test "info: a disk of nothing takes no space, as qemu-img says" {
+  same_img info --image-opts driver=raw,file.driver=null-co,file.size=1M
+  same_img_json info --output=json --image-opts \
+    driver=raw,file.driver=null-co,file.size=1M
+  same_img info null-co://
+}
+
 @test "info: an image that nbdimg made looks the same to both" {
   "$NBDIMG" create -q -f qcow2 -o cluster_size=4k,lazy_refcounts=on a.qcow2 5M
   "$NBDIMG" create -q -f qcow2 -b a.qcow2 -F qcow2 b.qcow2
