@@ -140,7 +140,7 @@ twin_own () {
 }
 
 @test "bitmap: what cannot be done, with the file and the reason" {
-  twin_own 'have no persistent bitmaps' --add -f raw r new
+  twin_own 'r: images of the format raw have no persistent bitmaps' --add -f raw r new
   twin_own 'have no persistent bitmaps' --add -f raw a new
   twin_own 'qcow2 v2 files' --add v2 new
   twin_own 'Use larger granularity' --add -g 8k huge new

@@ -179,7 +179,7 @@ content () {
     "$NBDIMG" snapshot -c x one.qcow2
   qemu-img check -q one.qcow2
   expect_error 1 "external data file" "$NBDIMG" snapshot -c x ext.qcow2
-  expect_error 1 "raw has no internal snapshots" \
+  expect_error 1 "r.img: the format raw has no internal snapshots" \
     "$NBDIMG" snapshot -f raw -c x r.img
   expect_error 1 "a snapshot's name may have 255 bytes, this one has 300" \
     "$NBDIMG" snapshot -c "$(printf 'n%.0s' {1..300})" a.qcow2

@@ -301,7 +301,7 @@ same () {
   "$NBDIMG" io -c 'write -q -P 5 0 8M' o
   cp o before
   run "$NBDIMG" io -c 'truncate 1M' o
-  [[ $output == *'cannot be shrunk'* ]]
+  [[ $output == 'nbdimg: o: a qed image cannot be shrunk'* ]]
   run "$NBDIMG" io -c 'truncate 5G' o
   [[ $output == *'too large'* ]]
   clean o

@@ -323,7 +323,7 @@ END
   qemu-io -c 'write -q -P 8 599G 1M' a.vdi
   clean a.vdi
   run "$NBDIMG" io -c 'truncate 5M' a.vdi
-  [[ $output == *"cannot be made smaller"* ]]
+  [[ $output == "nbdimg: a.vdi: VDI images cannot be made smaller" ]]
   "$NBDIMG" create -q -f vdi -o static=on b.vdi 3M
   "$NBDIMG" io -c 'write -q -P 1 0 3M' -c 'truncate 300M' b.vdi
   [ "$(le32 b.vdi 388)" = 300 ]

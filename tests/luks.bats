@@ -113,6 +113,8 @@ same_info () {
   "$NBDIMG" map "${SECRET[@]}" --output=json --image-opts "$(opts disk)" >map
   jq -e 'length == 1 and .[0].data and (.[0].zero | not) and
     (.[0] | has("offset") | not)' map
+  "$NBDIMG" io "${SECRET[@]}" -r -c info --image-opts "$(opts disk)" >info
+  grep -qx 'cluster size: 0 bytes' info
 }
 
 # ---- cryptsetup ----

@@ -145,9 +145,11 @@ change (const struct request *rq, struct image *im)
 
   if (op_bitmap (im, &rq->opts, &result, &ctx, &e) == 0)
     return 0;
+  /* What an image cannot have is told in our words, so with its name. */
   tool_error ("Operation %s on bitmap %s failed: %s",
               verbs[rq->actions[result.done].verb], rq->opts.name,
-              tool_without_name (rq->image.name, &e));
+              e.err == ENOTSUP ? e.text
+              : tool_without_name (rq->image.name, &e));
   return 1;
 }
 

@@ -119,7 +119,7 @@ static int
 fail (const struct request *rq, const struct error *e)
 {
   const char *name = rq->opts.name;
-  const char *why = tool_without_name (rq->image.name, e);
+  const char *why = e->text;
 
   switch (rq->opts.verb) {
   case SNAPSHOT_CREATE:

@@ -172,7 +172,8 @@ static int
 run_info (struct io_shell *sh, int argc, char **argv)
 {
   const struct format *f = sh->image->format;
-  uint64_t cluster = f->info.identity ? 0 : f->info.cluster_size;
+  bool none = f->info.identity || f->info.flat;
+  uint64_t cluster = none ? 0 : f->info.cluster_size;
   char text[64];
 
   (void) argc;

@@ -20,17 +20,14 @@
 static int
 check_size (const struct qed *q, uint64_t size, struct error *e)
 {
-  const char *name = q->format.storage->name;
-
   if (!is_aligned (size, SECTOR_SIZE))
     return error_set (e, EINVAL, "The new size must be a multiple of 512");
   if (size < q->format.info.size)
-    return error_set (e, ENOTSUP, "%s: a qed image cannot be shrunk: its"
-                      " clusters could not be given back; convert it instead",
-                      name);
+    return error_set (e, ENOTSUP, "a qed image cannot be shrunk: its clusters"
+                      " could not be given back; convert it instead");
   if (size > q->g.max_size)
-    return error_set (e, EFBIG, "%s: %" PRIu64 " bytes are too large: the"
-                      " tables reach %" PRIu64, name, size, q->g.max_size);
+    return error_set (e, EFBIG, "%" PRIu64 " bytes are too large: the tables"
+                      " reach %" PRIu64, size, q->g.max_size);
   return 0;
 }
 

@@ -38,14 +38,12 @@ struct growth {
 static int
 check_size (const struct vdi *v, uint64_t size, struct error *e)
 {
-  const char *name = v->format.storage->name;
   uint64_t max = VDI_MAX_BLOCKS * VDI_BLOCK_SIZE;
 
   if (!is_aligned (size, SECTOR_SIZE))
     return error_set (e, EINVAL, "The new size must be a multiple of 512");
   if (size < v->format.info.size)
-    return error_set (e, ENOTSUP, "%s: VDI images cannot be made smaller",
-                      name);
+    return error_set (e, ENOTSUP, "VDI images cannot be made smaller");
   if (size > max)
     return error_set (e, EFBIG, "Unsupported VDI image size (size is 0x%"
                       PRIx64 ", max supported is 0x%" PRIx64 ")", size, max);
