@@ -161,6 +161,13 @@ encrypt.format=aes,encryption=on,encrypt.key-secret=s|at the same time
 encrypt.format=aes,encrypt.key-secret=s,encrypt.iter-time=1|is unexpected
 encrypt.format=aes,encrypt.key-secret=s,data_file=d,data_file_raw=on|data_file_raw and encryption
 END
+  # what the old option denies the new one may say
+  local format
+  for format in qcow qcow2; do
+    our_create -f $format \
+      -o encryption=off,encrypt.format=aes,encrypt.key-secret=s o 1M
+    "$NBDIMG" info o | grep 'encrypted: yes'
+  done
 }
 
 @test "a preallocated encrypted image reads as zeroes" {

@@ -56,7 +56,7 @@ parse_encrypt (const struct format_create_options *opts, struct plan *p,
 
   if (legacy && parse_bool ("encryption", legacy, &p->encrypted, e) == -1)
     return -1;
-  if (legacy && format)
+  if (p->encrypted && format)
     return error_set (e, EINVAL, "'encrypt.format' and its alias 'encryption' "
                       "can't be used at the same time");
   if (format && strcmp (format, "aes") != 0)

@@ -164,7 +164,7 @@ parse_encrypt (const struct format_create_options *opts, struct plan *p,
 
   if (option_bool (opts, "encryption", &legacy, e) == -1)
     return -1;
-  if (format && format_option_text (opts, "encryption"))
+  if (format && legacy)
     return error_set (e, EINVAL, "'encrypt.format' and its alias 'encryption' "
                       "can't be used at the same time");
   if (!format && !legacy)
