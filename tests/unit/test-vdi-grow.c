@@ -2,7 +2,8 @@
  * Copyright the nbdimg developers. */
 
 /* A VDI image that grows, on a disk of which request K is the last one that is
- * done: for each K the disk reads as before, in its old size or its new one.
+ * done, or the one that a crash before the next flush loses: for each K the disk
+ * reads as before, in its old size or its new one.
  */
 
 #include <config.h>
@@ -21,15 +22,30 @@ enum { OLD_SIZE = 3 << 20 };
 
 /* ---- a storage that stops ---- */
 
-static unsigned nr_requests, last_request;      /* 0 = does not stop */
+enum how { STOP_AFTER, LOSE };
+
+static enum how how;
+static unsigned nr_requests, chosen;    /* 0 = all goes well */
+static bool lost;                       /* it was */
+static bool ended;                      /* all fails from now on */
 
 static bool
 stopped (struct error *e)
 {
-  if (!last_request || ++nr_requests <= last_request)
-    return false;
-  error_set (e, EIO, "stopped");
-  return true;
+  nr_requests++;
+  if (chosen && how == STOP_AFTER && nr_requests > chosen)
+    ended = true;
+  if (ended)
+    error_set (e, EIO, "stopped");
+  return ended;
+}
+
+/* A request that is said to be done, and is not. */
+static bool
+is_lost (void)
+{
+  lost = lost || (how == LOSE && nr_requests == chosen);
+  return lost && nr_requests == chosen;
 }
 
 static int
@@ -47,6 +63,8 @@ stop_pwrite (struct storage *st, const void *buf, size_t len,
 
   if (stopped (e))
     return -1;
+  if (is_lost ())
+    return 0;
   r = storage_pwrite (wrapper_inner (st), buf, len, offset, flags, e);
   wrapper_note_growth (st);
   return r;
@@ -60,6 +78,8 @@ stop_zero (struct storage *st, uint64_t offset, uint64_t len, unsigned flags,
 
   if (stopped (e))
     return -1;
+  if (is_lost ())
+    return 0;
   r = storage_zero (wrapper_inner (st), offset, len, flags, e);
   wrapper_note_growth (st);
   return r;
@@ -68,6 +88,8 @@ stop_zero (struct storage *st, uint64_t offset, uint64_t len, unsigned flags,
 static int
 stop_flush (struct storage *st, struct error *e)
 {
+  if (lost)
+    ended = true;
   return stopped (e) ? -1 : storage_flush (wrapper_inner (st), e);
 }
 
@@ -126,25 +148,29 @@ check_disk (struct image *im, unsigned k)
   CHECK (is_zero (sector, 512));
 }
 
-/* Stop after request K; true = it was not needed. */
+/* Request K is the last one, or lost; true = there are not so many. */
 static bool
 grow_until (const char *kind, unsigned k)
 {
   struct error e = ERROR_INIT;
   struct storage *inner = make_image (kind), *st;
   struct image *im;
-  bool done;
+  bool grown;
 
   st = wrapper_new (&stop_ops, sizeof (struct wrapper), inner, &e);
   im = harness_open (st, &format_vdi, NULL, NULL, true, 0, &e);
   nr_requests = 0;
-  last_request = k;
-  done = image_resize (im, NEW_SIZE, &e) == 0;
+  chosen = k;
+  ended = lost = false;
+  grown = image_resize (im, NEW_SIZE, &e) == 0;
   error_clear (&e);
   harness_close (im, &e);
   error_clear (&e);
-  done = done && nr_requests <= last_request;
-  last_request = 0;
+  if (grown && lost)
+    unit_fail (__FILE__, __LINE__, "no flush covers request %u", k);
+  grown = grown && nr_requests <= k;
+  chosen = 0;
+  ended = lost = false;
   im = harness_open (inner, &format_vdi, NULL, NULL, true, 0, &e);
   if (im) {
     check_disk (im, k);
@@ -153,29 +179,32 @@ grow_until (const char *kind, unsigned k)
   else
     unit_fail (__FILE__, __LINE__, "after request %u: %s", k, e.text);
   storage_close (st);
-  return done;
+  return grown;
 }
 
 static void
-test_grow (const char *kind)
+test_grow (const char *kind, const char *name)
 {
-  char *name = NULL;
+  char *text = NULL;
   unsigned k;
 
-  if (asprintf (&name, "%s: growing can stop at any request", kind) == -1)
+  if (asprintf (&text, "%s: growing %s", kind, name) == -1)
     exit (EXIT_FAILURE);
-  unit_begin (name);
+  unit_begin (text);
   for (k = 1; !grow_until (kind, k) && !unit_bad && k < 1000; ++k)
     ;
   CHECK (k > 8 && k < 1000);
   unit_finish ();
-  free (name);
+  free (text);
 }
 
 int
 main (void)
 {
-  test_grow ("vdi:static=off");
-  test_grow ("vdi:static=on");
+  test_grow ("vdi:static=off", "can stop at any request");
+  test_grow ("vdi:static=on", "can stop at any request");
+  how = LOSE;
+  test_grow ("vdi:static=off", "can lose any request that no flush covers");
+  test_grow ("vdi:static=on", "can lose any request that no flush covers");
   return unit_end ();
 }
