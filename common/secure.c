@@ -6,6 +6,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,11 +30,30 @@ secure_equal (const void *a, const void *b, size_t len)
   return gnutls_memcmp (a, b, len) == 0;
 }
 
+/* memcpy moves bytes through vector registers, and what went last through some
+ * of them stays there for long: whoever saves them (a signal, or the dynamic
+ * linker when a library's call is bound late) makes a copy of a key on the
+ * stack.  So other bytes go the same ways; which registers these are depends
+ * on the length.
+ */
+static void
+overwrite_registers (void)
+{
+  static const uint8_t zeroes[512];
+  uint8_t buf[sizeof zeroes];
+
+  for (volatile size_t n = 8; n <= sizeof buf; n = n * 2)
+    memcpy (buf, zeroes, n);
+  explicit_bzero (buf, sizeof buf);     /* or the copies are left out */
+}
+
 void
 secure_wipe (void *p, size_t len)
 {
-  if (p)
-    explicit_bzero (p, len);
+  if (!p)
+    return;
+  explicit_bzero (p, len);
+  overwrite_registers ();
 }
 
 void

@@ -32,6 +32,13 @@ setup_file () {
   done
 }
 
+@test "no symbol is bound late, when registers would go to the stack" {
+  local f
+  for f in nbdimg nbdkit-nbdimg-plugin.so; do
+    readelf -d "$TREE/$f" | grep -q BIND_NOW
+  done
+}
+
 @test "nothing is built twice" {
   cd "$TREE"
   run make

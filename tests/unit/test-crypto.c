@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 
 #include "common/afsplit.h"
 #include "common/bytes.h"
@@ -493,6 +494,51 @@ test_secure (void)
   CHECK (secure_equal (a, zeroes, sizeof a));
 }
 
+/* ---- registers ---- */
+
+/* The frame of a signal has all registers in it. */
+static uint8_t frame[64 * 1024];
+
+static void
+on_signal (int sig)
+{
+  (void) sig;
+}
+
+static void
+save_registers (void)
+{
+  const stack_t on = { .ss_sp = frame, .ss_size = sizeof frame };
+  const stack_t off = { .ss_flags = SS_DISABLE };
+  const struct sigaction action = {
+    .sa_handler = on_signal, .sa_flags = SA_ONSTACK,
+  };
+
+  sigaltstack (&on, NULL);
+  sigaction (SIGUSR1, &action, NULL);
+  raise (SIGUSR1);
+  sigaltstack (&off, NULL);
+}
+
+/* memcpy leaves it there, and nothing that is called here takes it away. */
+static void
+test_registers (void)
+{
+  uint8_t key[256], copy[256];
+  struct error e = ERROR_INIT;
+
+  unit_begin ("what is wiped is in no register either");
+  for (volatile size_t n = 16; n <= sizeof key; n *= 2) {
+    CHECK_OK (secure_random (key, n, &e), &e);
+    memcpy (copy, key, n);
+    explicit_bzero (copy, n);
+    secure_wipe (frame, sizeof frame);
+    save_registers ();
+    for (size_t i = 0; i < n; i += 16)
+      CHECK (!memmem (frame, sizeof frame, key + i, 16));
+  }
+}
+
 int
 main (void)
 {
@@ -508,5 +554,6 @@ main (void)
   test_split ();
   test_split_formula ();
   test_secure ();
+  test_registers ();
   return unit_end ();
 }
