@@ -45,6 +45,27 @@ set_options (struct image *im, json_t *options, struct op_ctx *ctx,
                    e);
 }
 
+/* What is wrong with the key slots is told before anything is changed. */
+static int
+change (struct image *im, json_t *options, const struct amend_opts *opts,
+        struct op_ctx *ctx, struct error *e)
+{
+  bool has_keys = amend_has_keys (im, options);
+  struct amend_keys keys;
+  int r;
+
+  if (has_keys
+      && amend_keys_parse (im, options, opts->force, &keys, e) == -1)
+    return -1;
+  r = set_options (im, options, ctx, e);
+  if (has_keys) {
+    if (r == 0)
+      r = image_change_key (im, &keys.change, ctx->cancel, e);
+    amend_keys_free (&keys);
+  }
+  return r;
+}
+
 int
 op_amend (struct image *im, const struct amend_opts *opts,
           struct op_ctx *ctx, struct error *e)
@@ -62,9 +83,7 @@ op_amend (struct image *im, const struct amend_opts *opts,
   if (op_cancelled (ctx))
     r = error_set (e, ECANCELED, "amend was cancelled");
   else
-    r = set_options (im, options, ctx, e);
-  if (r == 0 && amend_has_keys (im, options))
-    r = amend_keys (im, options, opts->force, ctx->cancel, e);
+    r = change (im, options, opts, ctx, e);
   if (r == 0 && !format->amend && ctx->progress)
     ctx->progress (ctx->opaque, 1, 1);
   json_decref (options);

@@ -11,8 +11,16 @@
 /* Does OPTIONS (as -o, parsed) change key slots? */
 extern bool amend_has_keys (const struct image *im, const json_t *options);
 
-/* Change them. */
-extern int amend_keys (struct image *im, const json_t *options, bool force,
-                       const bool *cancel, struct error *e);
+/* How; it points into itself. */
+struct amend_keys {
+  struct format_key_change change;
+  struct secret new, old;       /* owned */
+};
+
+/* Does it make sense, and are its secrets there? */
+extern int amend_keys_parse (const struct image *im, const json_t *options,
+                             bool force, struct amend_keys *k,
+                             struct error *e);
+extern void amend_keys_free (struct amend_keys *k);
 
 #endif /* NBDIMG_AMEND_H */

@@ -15,7 +15,10 @@
 #include "common/text.h"
 #include "ops/amend.h"
 
-/* The options as they were given; strings are borrowed from the object. */
+/* The options as they were given; strings are borrowed from the object.  An
+ * empty ID is one that there is not: with a script's empty variable a slot
+ * would be erased whatever opens it.
+ */
 struct request {
   const char *prefix;           /* "" or "encrypt." */
   const json_t *options;
@@ -37,7 +40,7 @@ get_secret (const struct request *rq, const char *name, struct secret *s,
   const char *id = option (rq, name);
 
   *given = NULL;
-  if (!id || !*id)
+  if (!id)
     return 0;
   if (secret_get (id, s, e) == -1)
     return -1;
@@ -78,22 +81,6 @@ parse_state (const struct request *rq, struct format_key_change *c,
                     rq->prefix, state);
 }
 
-static int
-change_keys (struct image *im, const struct request *rq,
-             struct format_key_change *c, const bool *cancel, struct error *e)
-{
-  struct secret new = { .data = NULL }, old = { .data = NULL };
-  int r = -1;
-
-  if (parse_state (rq, c, e) == 0 && parse_numbers (rq, c, e) == 0
-      && get_secret (rq, "new-secret", &new, &c->new_secret, e) == 0
-      && get_secret (rq, "old-secret", &old, &c->old_secret, e) == 0)
-    r = image_change_key (im, c, cancel, e);
-  secret_free (&new);
-  secret_free (&old);
-  return r;
-}
-
 static const char *
 prefix_of (const struct image *im)
 {
@@ -118,11 +105,24 @@ amend_has_keys (const struct image *im, const json_t *options)
 }
 
 int
-amend_keys (struct image *im, const json_t *options, bool force,
-            const bool *cancel, struct error *e)
+amend_keys_parse (const struct image *im, const json_t *options, bool force,
+                  struct amend_keys *k, struct error *e)
 {
-  struct format_key_change change = { .force = force };
-  struct request rq = { .prefix = prefix_of (im), .options = options };
+  const struct request rq = { .prefix = prefix_of (im), .options = options };
+  struct format_key_change *c = &k->change;
 
-  return change_keys (im, &rq, &change, cancel, e);
+  *k = (struct amend_keys) { .change = { .force = force } };
+  if (parse_state (&rq, c, e) == 0 && parse_numbers (&rq, c, e) == 0
+      && get_secret (&rq, "new-secret", &k->new, &c->new_secret, e) == 0
+      && get_secret (&rq, "old-secret", &k->old, &c->old_secret, e) == 0)
+    return 0;
+  amend_keys_free (k);
+  return -1;
+}
+
+void
+amend_keys_free (struct amend_keys *k)
+{
+  secret_free (&k->new);
+  secret_free (&k->old);
 }

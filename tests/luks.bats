@@ -469,11 +469,19 @@ state=active|'new-secret' is required
 state=active,new-secret=t,old-secret=s|'old-secret' must not be given
 state=inactive,new-secret=t,keyslot=0|'new-secret' must not be given
 state=active,new-secret=u|No secret with id 'u'
+state=active,new-secret=|No secret with id ''
+state=active,new-secret=t,old-secret=|No secret with id ''
+state=inactive,old-secret=,keyslot=0|No secret with id ''
+state=inactive,new-secret=,keyslot=0|No secret with id ''
 state=asleep|'state' does not accept value 'asleep'
 new-secret=t|'state' is missing
 END
-  make_disk () { "$NBDIMG" create -q -f qcow2 plain 1M; }
-  make_disk
+  qcow2_key
+  new_qcow2 our_create two
+  expect_error 1 "does not accept value 'asleep'" "$NBDIMG" amend \
+    "${SECRET[@]}" -o size=2M,encrypt.state=asleep --image-opts "$(opts two)"
+  "$NBDIMG" info two | grep '^virtual size: 1 MiB'
+  "$NBDIMG" create -q -f qcow2 plain 1M
   expect_error 1 "encryption not present" \
     "$NBDIMG" amend -o encrypt.state=inactive plain
   expect_error 1 "does not support option amendment" \
@@ -509,6 +517,39 @@ END
   run ! opened_by other
   amend_keys state=inactive,keyslot=1
   [ "$(active_slots)" = '[1,0,0,0,0,0,0,0]' ]
+}
+
+@test "a passphrase that takes another one's slot is never the only one to come" {
+  need_test_storage
+  luks_key
+  new_luks our_create good
+  local k
+  for k in {1..20}; do
+    cp good disk
+    if NBDIMG_TEST_STORAGE="fault:op=write,index=$k,count=0" amend_keys \
+        state=active,new-secret=t,iter-time=0,keyslot=0 --force 2>err; then
+      break
+    fi
+    opened_by "open sesame" || opened_by other || fail "lost at write $k"
+  done
+  [ "$k" = 11 ] || fail "$k writes, not spare, erase, slot, erase"
+  [ "$(active_slots)" = '[1,0,0,0,0,0,0,0]' ]
+  opened_by other
+  run ! opened_by "open sesame"
+}
+
+@test "--force erases a slot again, as after a crash" {
+  luks_key
+  new_luks our_create disk
+  # Slot 5 begins at 4096 + 5 * 258048.
+  printf 'a key of old times' | dd of=disk bs=1 seek=1294336 conv=notrunc \
+    status=none
+  grep -q 'old times' disk
+  amend_keys state=inactive,keyslot=5 --force
+  run ! grep -q 'old times' disk
+  [ "$(active_slots)" = '[1,0,0,0,0,0,0,0]' ]
+  qemu-img amend "${SECRET[@]}" --force -o state=inactive,keyslot=5 \
+    --image-opts "$(opts disk)"
 }
 
 @test "resize of luks: grow and shrink keep what is there" {

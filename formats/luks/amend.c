@@ -10,7 +10,9 @@
  * step leaves an inactive slot.  Erasing: the material is overwritten; then the
  * slot is marked inactive.  A crash in between leaves a slot that no passphrase
  * opens, and erasing it again ends the work.  The other way round it would
- * leave a key that was to be destroyed.
+ * leave a key that was to be destroyed.  Overwriting a slot in use: erased and
+ * added, while a spare slot holds the new passphrase, since the old one may be
+ * the last that opens the disk.
  */
 
 #include <config.h>
@@ -93,6 +95,22 @@ check_number (int slot, struct error *e)
                     " 0 and %d", slot, LUKS_SLOTS - 1);
 }
 
+/* That of a slot in use was checked when the header was read. */
+static bool
+has_place (const struct job *j, unsigned i)
+{
+  return (uint64_t) j->h->slots[i].offset * SECTOR_SIZE
+    + luks_material_bytes (j->h) <= j->limit;
+}
+
+static int
+check_place (const struct job *j, unsigned i, struct error *e)
+{
+  return has_place (j, i) ? 0
+    : error_set (e, EINVAL, "LUKS key slot %u: its key material would end "
+                 "behind the encryption header", i);
+}
+
 /* ---- erase ---- */
 
 static int
@@ -127,7 +145,8 @@ select_slots (const struct job *j, unsigned *mask, struct error *e)
   *mask = 0;
   old.secret = j->change->old_secret;
   for (unsigned i = 0; i < LUKS_SLOTS; ++i) {
-    if (!j->h->slots[i].active || (slot != -1 && i != (unsigned) slot))
+    if ((slot != -1 && i != (unsigned) slot)
+        || (!j->h->slots[i].active && old.secret))
       continue;
     r = old.secret ? luks_slot_opens (j->h, i, j->st, j->base, &old, e) : 1;
     if (r == -1)
@@ -149,10 +168,12 @@ check_erase (const struct job *j, struct error *e)
     return error_set (e, EINVAL, "To erase keyslot(s), either explicit keyslot "
                       "index or the password currently contained in them must "
                       "be given");
-  if (c->slot != -1 && !j->h->slots[c->slot].active)
+  if (c->slot == -1 || j->h->slots[c->slot].active)
+    return 0;
+  if (!c->force)
     return error_set (e, EINVAL, "Given keyslot %d is already erased "
                       "(inactive)", c->slot);
-  return 0;
+  return check_place (j, (unsigned) c->slot, e);
 }
 
 static int
@@ -194,9 +215,6 @@ choose_slot (const struct job *j, unsigned *slot, struct error *e)
 static int
 check_add (const struct job *j, unsigned slot, struct error *e)
 {
-  uint64_t end = (uint64_t) j->h->slots[slot].offset * SECTOR_SIZE
-    + luks_material_bytes (j->h);
-
   if (!j->change->new_secret)
     return error_set (e, EINVAL, "'new-secret' is required to activate a "
                       "keyslot");
@@ -206,23 +224,49 @@ check_add (const struct job *j, unsigned slot, struct error *e)
   if (j->h->slots[slot].active && !j->change->force)
     return error_set (e, EEXIST, "Refusing to overwrite active keyslot %u - "
                       "please erase it first", slot);
-  if (end > j->limit)
-    return error_set (e, EINVAL, "LUKS key slot %u: its key material would end "
-                      "behind the encryption header", slot);
-  return 0;
+  return check_place (j, slot, e);
 }
 
+/* Slot I as S, wherever its material lies. */
 static int
 write_new_slot (const struct job *j, unsigned i, const struct luks_slot *s,
                 const uint8_t *material, struct error *e)
 {
-  struct luks_slot inactive = *s;
+  struct luks_slot new = *s, inactive;
 
+  new.offset = j->h->slots[i].offset;
+  inactive = new;
   inactive.active = false;
   if (write_material (j, i, material, e) == -1
-      || write_slot (j, i, &inactive, e) == -1)
+      || write_slot (j, i, &inactive, e) == -1
+      || write_state (j, i, &new, e) == -1)
     return -1;
-  return write_state (j, i, s, e);
+  j->h->slots[i] = new;
+  return 0;
+}
+
+/* -1 = all are in use, and other passphrases open the disk. */
+static int
+spare_slot (const struct job *j)
+{
+  for (unsigned i = 0; i < LUKS_SLOTS; ++i)
+    if (!j->h->slots[i].active && has_place (j, i))
+      return (int) i;
+  return -1;
+}
+
+static int
+overwrite_slot (const struct job *j, unsigned i, const struct luks_slot *s,
+                const uint8_t *material, struct error *e)
+{
+  int spare = spare_slot (j);
+
+  if (spare != -1
+      && write_new_slot (j, (unsigned) spare, s, material, e) == -1)
+    return -1;
+  if (erase (j, i, e) == -1 || write_new_slot (j, i, s, material, e) == -1)
+    return -1;
+  return spare == -1 ? 0 : erase (j, (unsigned) spare, e);
 }
 
 static int
@@ -240,12 +284,9 @@ add (const struct job *j, unsigned i, const uint8_t *master, struct error *e)
   if (r == 0)
     r = luks_fill_slot (&new, i, &spec, master, j->change->new_secret,
                         j->change->iter_time, j->key->cancel, material, e);
-  if (r == 0 && j->h->slots[i].active)
-    r = erase (j, i, e);
   if (r == 0)
-    r = write_new_slot (j, i, &new.slots[i], material, e);
-  if (r == 0)
-    j->h->slots[i] = new.slots[i];
+    r = (j->h->slots[i].active ? overwrite_slot : write_new_slot)
+      (j, i, &new.slots[i], material, e);
   secure_free (material, len);
   return r;
 }
