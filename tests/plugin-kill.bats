@@ -9,7 +9,7 @@ load lib
 @test "kill -9 under load loses nothing that was flushed" {
   /usr/bin/python3 -c 'import nbd' || skip "no libnbd module for Python"
   mkdir images
-  /usr/bin/python3 -B "$SRCDIR/tests/soak/kill.py" --rounds 3 \
-    --preload "$config_PRELOAD" --plugin "$PLUGIN" --dir "$PWD/images" \
-    qcow2 4k backing
+  /usr/bin/python3 -B "$SRCDIR/tests/soak/kill.py" --rounds 5 \
+    --preload "$config_PRELOAD" --plugin "$PLUGIN" --nbdimg "$NBDIMG" \
+    --dir "$PWD/images" qcow2 4k backing qed-backing vdi
 }

@@ -10,7 +10,7 @@ must hold the value of the last flush that was acknowledged, or one that was
 written later; "qemu-img check" may find leaks and nothing else.
 
 usage: kill.py [--rounds N] [--seed N] [--preload LIBRARY]
-               --plugin FILE --dir FOLDER [CONFIG...]
+               --plugin FILE --nbdimg FILE --dir FOLDER [CONFIG...]
 
 Prints one line for each round and exits with 1 at the first wrong sector.
 """
@@ -25,7 +25,7 @@ import threading
 import time
 
 import nbd
-from peers import Server, Wrong, run
+from peers import Disk, Server, Wrong, run
 
 SECTOR = 512
 DISK = 32 << 20                 # bytes
@@ -33,7 +33,7 @@ SECTORS = DISK // SECTOR
 CLIENTS = 4
 REPEAT = SECTOR // 16
 
-# name: (format, qemu-img create options, backing format)
+# name: (format, creation options, backing format)
 CONFIGS = {
     "raw": ("raw", "", None),
     "qcow2": ("qcow2", "", None),
@@ -45,7 +45,22 @@ CONFIGS = {
     "extended": ("qcow2", "extended_l2=on,cluster_size=64k", "qcow2"),
     "data-file": ("qcow2", "data_file=%s.data", None),
     "lazy": ("qcow2", "lazy_refcounts=on", None),
+    "qcow": ("qcow", "", None),
+    "qcow-backing": ("qcow", "", "raw"),
+    "qed": ("qed", "", None),
+    "qed-backing": ("qed", "cluster_size=4k,table_size=2", "qcow2"),
+    "vdi": ("vdi", "", None),
+    "luks": ("luks", "key-secret=s,iter-time=10", None),
+    "qcow2-luks": ("qcow2", "cluster_size=4k,encrypt.format=luks,"
+                   "encrypt.key-secret=s,encrypt.iter-time=10", None),
+    "qcow2-luks-backing": ("qcow2", "encrypt.format=luks,"
+                           "encrypt.key-secret=s,encrypt.iter-time=10",
+                           "raw"),
+    "qcow-aes": ("qcow", "encrypt.format=aes,encrypt.key-secret=s", None),
 }
+
+# qemu-img cannot make a LUKS header that takes 10 ms to open: nbdimg can.
+CHECKED = ("qcow2", "qed", "vdi")
 
 
 def sector_bytes(sector, version):
@@ -212,37 +227,61 @@ def one_request(h, ledger, rnd):
         ledger.end(start, count, acknowledged, kind == "fua")
 
 
+def make_base(args, fmt, rnd):
+    """Returns the file and the versions that it holds."""
+    base = [rnd.choice([0, 0, 5]) for _ in range(SECTORS)]
+    raw = os.path.join(args.dir, "base.raw")
+    with open(raw, "wb") as fp:
+        for s in range(SECTORS):
+            fp.write(sector_bytes(s, base[s]))
+    name = os.path.join(args.dir, "base." + fmt)
+    if fmt != "raw":
+        run("qemu-img", "convert", "-f", "raw", "-O", fmt, raw, name)
+    return name, base
+
+
 def make_image(args, name, rnd):
-    """Returns the image, its format, and the versions that it holds."""
+    """Returns the Disk, and the versions that it holds."""
     fmt, options, backing = CONFIGS[name]
     image = os.path.join(args.dir, "disk." + fmt)
+    secret = os.path.join(args.dir, "secret")
     base = [0] * SECTORS
+    key = None
     for f in os.listdir(args.dir):
         os.unlink(os.path.join(args.dir, f))
     argv = ["qemu-img", "create", "-q", "-f", fmt]
+    if "key-secret" in options:
+        key = "encrypt.key-secret" if "encrypt." in options else "key-secret"
+        with open(secret, "w", encoding="ascii") as fp:
+            fp.write("open sesame")
+        argv[0] = args.nbdimg
+        argv += ["--object", "secret,id=s,file=" + secret]
     if options:
         argv += ["-o", options.replace("%s", image)]
     if backing:
-        raw = os.path.join(args.dir, "base.raw")
-        base = [rnd.choice([0, 0, 5]) for _ in range(SECTORS)]
-        with open(raw, "wb") as fp:
-            for s in range(SECTORS):
-                fp.write(sector_bytes(s, base[s]))
-        name = os.path.join(args.dir, "base." + backing)
-        if backing != "raw":
-            run("qemu-img", "convert", "-f", "raw", "-O", backing, raw, name)
-        argv += ["-b", name, "-F", backing]
+        below, base = make_base(args, backing, rnd)
+        argv += ["-b", below, "-F", backing]
     run(*argv, image, str(DISK))
-    return image, fmt, base
+    return Disk(image, fmt, key, secret), base
 
 
 def read_all(h):
     return b"".join(h.pread(1 << 20, o) for o in range(0, DISK, 1 << 20))
 
 
-def is_dirty(image):
-    info = json.loads(run("qemu-img", "info", "--output=json", image))
+def is_dirty(disk):
+    info = json.loads(run("qemu-img", "info", "--output=json", disk.image))
     return info.get("dirty-flag", False)
+
+
+def check_by_qemu(disk):
+    """Returns what is to be told about it."""
+    if disk.fmt not in CHECKED:
+        return ""
+    if is_dirty(disk):
+        return ", dirty"
+    out = run("qemu-img", "check", *disk.qemu, ok=(0, 3))
+    return ", leaks" if "leaked" in out else ""
 
 
 def load_until_killed(server, ledger, rnd):
@@ -265,23 +304,16 @@ def load_until_killed(server, ledger, rnd):
     return sum(c[0] for c in counts)
 
 
-def crash(args, image, fmt, ledger, rnd):
+def crash(args, disk, ledger, rnd):
     """One round.  Returns what is to be told about it."""
-    nr = load_until_killed(Server(args, image, fmt), ledger, rnd)
-    note = "%d requests" % nr
-    if fmt == "qcow2":
-        if is_dirty(image):
-            note += ", dirty"
-        else:
-            out = run("qemu-img", "check", image, ok=(0, 3))
-            if "leaked" in out:
-                note += ", leaks"
+    nr = load_until_killed(Server(args, disk), ledger, rnd)
+    note = "%d requests%s" % (nr, check_by_qemu(disk))
     raw = os.path.join(args.dir, "read-by-qemu")
-    run("qemu-img", "convert", "-f", fmt, "-O", "raw", image, raw)
+    run("qemu-img", "convert", *disk.qemu, "-O", "raw", raw)
     with open(raw, "rb") as fp:
         ledger.check(fp.read(), "qemu-img")
     os.unlink(raw)
-    server = Server(args, image, fmt, readonly=True)
+    server = Server(args, disk, readonly=True)
     h = server.connect()
     data = read_all(h)
     h.shutdown()
@@ -291,17 +323,15 @@ def crash(args, image, fmt, ledger, rnd):
     return note
 
 
-def clean_end(args, image, fmt):
+def clean_end(args, disk):
     """After a clean shutdown nothing is left of the crashes but leaks."""
-    server = Server(args, image, fmt)
+    server = Server(args, disk)
     h = server.connect()
     h.pwrite(bytes(SECTOR), 0)
     h.shutdown()
     server.stop()
-    if fmt == "qcow2":
-        if is_dirty(image):
-            raise Wrong("dirty after a clean shutdown")
-        run("qemu-img", "check", image, ok=(0, 3))
+    if "dirty" in check_by_qemu(disk):
+        raise Wrong("dirty after a clean shutdown")
 
 
 def main():
@@ -309,6 +339,7 @@ def main():
     p.add_argument("--rounds", type=int, default=100)
     p.add_argument("--seed", type=int)
     p.add_argument("--plugin", required=True)
+    p.add_argument("--nbdimg", required=True, help="the program")
     p.add_argument("--dir", required=True)
     p.add_argument("--preload", help="for nbdkit: a sanitizer's runtime")
     p.add_argument("configs", nargs="*", metavar="CONFIG")
@@ -320,13 +351,13 @@ def main():
     done = 0
     try:
         for name in names:
-            image, fmt, base = make_image(args, name, rnd)
+            disk, base = make_image(args, name, rnd)
             ledger = Ledger(base)
             for _ in range(min(per_image, args.rounds - done)):
                 done += 1
-                note = crash(args, image, fmt, ledger, rnd)
+                note = crash(args, disk, ledger, rnd)
                 print("ok %d %s: %s" % (done, name, note), flush=True)
-            clean_end(args, image, fmt)
+            clean_end(args, disk)
             if done == args.rounds:
                 break
     except Wrong as e:

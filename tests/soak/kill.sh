@@ -15,4 +15,5 @@ trap 'rm -rf "$dir"' EXIT
 . "$NBDIMG_BUILD/config.tests"
 /usr/bin/python3 -B "$here/kill.py" --rounds "${KILL_ROUNDS:-100}" \
   ${KILL_SEED:+--seed "$KILL_SEED"} --dir "$dir/images" \
-  --preload "${config_PRELOAD:-}" --plugin "$NBDIMG_BUILD/nbdkit-nbdimg-plugin.so" "$@"
+  --preload "${config_PRELOAD:-}" --plugin "$NBDIMG_BUILD/nbdkit-nbdimg-plugin.so" \
+  --nbdimg "$NBDIMG_BUILD/nbdimg" "$@"

@@ -25,8 +25,28 @@ def run(*argv, ok=(0,), env=None):
     return p.stdout
 
 
+class Disk:
+    """An image as the plugin and qemu-img are told of it.  KEY: the option
+    that names the secret of an encrypted one; the file SECRET has it.
+    """
+
+    def __init__(self, image, fmt, key=None, secret=None):
+        self.image = image
+        self.fmt = fmt
+        if key:
+            tree = "driver=%s,file.filename=%s,%s=s" % (fmt, image, key)
+            self.parameters = ["image-opts=" + tree, "secret=s:file:" + secret]
+            self.qemu = ["--object", "secret,id=s,file=" + secret,
+                         "--image-opts", tree]
+        else:
+            self.parameters = ["file=" + image, "format=" + fmt]
+            self.qemu = ["-f", fmt, image]
+
+
 class Server:
-    def __init__(self, args, image, fmt, readonly=False):
+    """nbdkit with our plugin.  DISK: a Disk."""
+
+    def __init__(self, args, disk, readonly=False):
         self.socket = os.path.join(args.dir, "sock")
         if os.path.exists(self.socket):
             os.unlink(self.socket)
@@ -36,7 +56,7 @@ class Server:
                 "-P", "/dev/fd/%d" % w, "-t", "4"]
         if readonly:
             argv.append("-r")
-        argv += [args.plugin, "file=" + image, "format=" + fmt]
+        argv += [args.plugin] + disk.parameters
         env = dict(os.environ)
         if args.preload:
             env["LD_PRELOAD"] = args.preload
