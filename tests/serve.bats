@@ -80,6 +80,33 @@ socket_of () {
   rm -rf "$(dirname "$(socket_of "$URI")")"
 }
 
+@test "a start that takes for ever can be broken off, and leaves nothing" {
+  mkdir tmp
+  # A server that never says a word.
+  start /usr/bin/python3 -c '
+import signal, socket
+s = socket.socket(socket.AF_UNIX)
+s.bind("mute")
+s.listen()
+signal.pause()'
+  poll 20 test -S mute
+  for option in --persistent --fork; do
+    start env TMPDIR="$PWD/tmp" ${config_PRELOAD:+LD_PRELOAD="$config_PRELOAD"} \
+      "$NBDIMG" serve $option "nbd+unix:///?socket=$PWD/mute"
+    poll 20 nbdkit_runs
+    kill "$STARTED_PID"
+    poll 20 not_running "$STARTED_PID"
+    status=0
+    wait "$STARTED_PID" || status=$?
+    [ "$status" -ne 0 ]
+    poll 20 nbdkit_ended
+    poll 20 rmdir tmp
+    mkdir tmp
+  done
+}
+nbdkit_runs () { pgrep -f "^[^ ]*nbdkit .*socket=$PWD/mute"; }
+nbdkit_ended () { ! nbdkit_runs; }
+
 @test "--port listens on this machine only" {
   make_disk qcow2 disk 1M
   # A port that is free now may be taken when it is used: try some.

@@ -20,11 +20,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -198,15 +200,25 @@ start (const struct serve *s, int *ready, struct error *e)
   return pid;
 }
 
-/* Wait for the number that says ready.  Returns it, or 0 when nbdkit ended. */
+/* Wait for the number that says ready.  Returns it, or 0 when nbdkit ended, or
+ * when something happened to ENOUGH: an image behind a server that does not
+ * answer may take for ever.
+ */
 static pid_t
-wait_ready (int fd)
+wait_ready (int fd, int enough)
 {
+  struct pollfd fds[] = {
+    { .fd = fd, .events = POLLIN }, { .fd = enough, .events = POLLIN },
+  };
   char text[32];
   size_t n = 0;
   ssize_t r;
 
   while (n < sizeof text - 1 && !memchr (text, '\n', n)) {
+    if (poll (fds, 2, -1) == -1)
+      continue;
+    if (!fds[0].revents)
+      return 0;
     r = read (fd, text + n, sizeof text - 1 - n);
     if (r == -1 && errno == EINTR)
       continue;
@@ -279,16 +291,21 @@ supervise (pid_t pid, const sigset_t *set)
 static int
 serve_foreground (const struct serve *s, struct error *e)
 {
+  CLEANUP_CLOSE int signals = -1;
   sigset_t set;
   pid_t pid;
   int ready, status;
 
   handled_signals (&set);
   sigprocmask (SIG_BLOCK, &set, NULL);
+  signals = signalfd (-1, &set, SFD_CLOEXEC);
+  if (signals == -1)
+    return error_errno (e, errno, "signalfd");
   pid = start (s, &ready, e);
   if (pid == -1)
     return -1;
-  if (wait_ready (ready) != 0 && announce (s, pid, e) == -1)
+  /* A signal that ends the wait is still there for supervise. */
+  if (wait_ready (ready, signals) != 0 && announce (s, pid, e) == -1)
     kill (pid, SIGTERM);
   status = supervise (pid, &set);
   close (ready);
@@ -314,7 +331,8 @@ stay_behind (const struct serve *s, pid_t pid)
 }
 
 /* The process between: it becomes the daemon's parent.  TELL gets one byte
- * when the daemon is ready.
+ * when the daemon is ready.  When nobody is there any more who waits for it
+ * (Ctrl-C), there is to be no daemon.
  */
 static int
 serve_between (const struct serve *s, int tell, struct error *e)
@@ -327,18 +345,18 @@ serve_between (const struct serve *s, int tell, struct error *e)
   child = start (s, &ready, e);
   if (child == -1)
     return -1;
-  pid = wait_ready (ready);
+  pid = wait_ready (ready, tell);
   close (ready);
   if (pid == 0) {
+    kill (child, SIGTERM);
     waitpid (child, &status, 0);
     return 1;
   }
-  if (announce (s, pid, e) == -1) {
+  signal (SIGPIPE, SIG_IGN);
+  if (announce (s, pid, e) == -1 || write (tell, "", 1) != 1) {
     kill (pid, SIGTERM);
-    return -1;
+    return e->err ? -1 : 1;
   }
-  if (write (tell, "", 1) != 1)
-    return 1;
   close (tell);
   stay_behind (s, pid);
   return 0;
