@@ -607,7 +607,9 @@ END
   ours_io disk 'write -P 3 0 64k'
   "$NBDIMG" serve --object "secret,id=s,data=$(cat key)" --image-opts \
     "$(opts disk)" --run '"$NBDIMG" io -r -f raw -c "read -P 3 0 64k" "$uri"
-      tr "\0" " " </proc/$PPID/cmdline' >out
+      tr "\0" "\n" </proc/$PPID/cmdline
+      cat "/proc/$PPID/fd/$(tr "\0" "\n" </proc/$PPID/cmdline |
+        sed -n "s|^secret=s:file:/dev/fd/||p")"' >out
   run ! grep -q failed out
   run ! grep -q sesame out
   grep -q 'secret=s:file:/dev/fd/' out

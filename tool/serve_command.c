@@ -8,9 +8,9 @@
 #include <config.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -204,27 +204,47 @@ put_image (const struct serve *s, struct arguments *a, struct error *e)
   return 0;
 }
 
-/* A file without a name that holds the secret ID, and that nbdkit inherits. */
+/* Its reader may come after the writer has gone, so that all must fit. */
 static int
-secret_file (const char *id, struct error *e)
+fill_pipe (int fd, const struct secret *secret)
+{
+  ssize_t n;
+
+  if (secret->len > 65536       /* what a pipe has room for by itself */
+      && fcntl (fd, F_SETPIPE_SZ, (int) secret->len) == -1)
+    return -1;
+  n = secret->len ? write (fd, secret->data, secret->len) : 0;
+  if (n != -1 && n != (ssize_t) secret->len)
+    errno = EAGAIN;
+  return n == (ssize_t) secret->len ? 0 : -1;
+}
+
+/* A pipe that holds the secret ID, and that nbdkit inherits: once it has been
+ * read it is nowhere any more.
+ */
+static int
+secret_pipe (const char *id, struct error *e)
 {
   struct secret secret;
-  int fd;
-  ssize_t n = 0;
+  int fds[2];
 
   if (secret_get (id, &secret, e) == -1)
     return -1;
-  fd = memfd_create ("secret", 0);
-  if (fd != -1 && secret.len)
-    n = write (fd, secret.data, secret.len);
-  if (fd == -1 || n != (ssize_t) secret.len) {
-    error_errno (e, errno ? errno : EIO, "a file for the secret '%s'", id);
-    if (fd != -1)
-      close (fd);
-    fd = -1;
+  if (pipe2 (fds, O_CLOEXEC | O_NONBLOCK) == -1) {
+    error_errno (e, errno, "a pipe for the secret '%s'", id);
+    fds[0] = -1;
+  }
+  else {
+    if (fill_pipe (fds[1], &secret) == -1
+        || fcntl (fds[0], F_SETFD, 0) == -1) {
+      error_errno (e, errno, "a pipe for the secret '%s'", id);
+      close (fds[0]);
+      fds[0] = -1;
+    }
+    close (fds[1]);
   }
   secret_free (&secret);
-  return fd;
+  return fds[0];
 }
 
 /* A secret is in no command line, which others can see. */
@@ -239,7 +259,7 @@ put_secrets (const struct serve *s, struct arguments *a, struct error *e)
       r = append (a, format_text ("secret=%s:-", id), e);
       continue;
     }
-    fd = secret_file (id, e);
+    fd = secret_pipe (id, e);
     r = fd == -1 ? -1
       : append (a, format_text ("secret=%s:file:/dev/fd/%d", id, fd), e);
   }
