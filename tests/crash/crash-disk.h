@@ -46,6 +46,7 @@ struct version {
 struct eval {
   const struct format_ops *format;
   const char *dir;
+  const char *key;              /* the option that names the secret, or NULL */
   struct event *events;         /* by done */
   size_t nr_events;
   struct guest_op *ops;         /* by submit */
@@ -60,6 +61,7 @@ struct eval {
   const struct version *now;    /* of the state that is judged */
   struct marks_found marks;     /* of the state that is judged */
   uint8_t *guest;               /* owned; what it reads.  NULL = it cannot */
+  uint64_t first_leaks;         /* of the first image; qed only */
   bool damaged;                 /* the first image, up to the repair */
   bool flags;                   /* version 2: some do not fit (is_tolerated) */
   uint64_t rnd;

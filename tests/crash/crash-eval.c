@@ -5,8 +5,9 @@
  * crash.h for the files.
  *
  *   crash-eval [-f FORMAT] [-m MAX] [-a ALL] [-r RANDOM] [-q PERMILLE]
- *              [-w PERCENT] [-s SEED] [-b] [-u] [-v] DIR
+ *              [-w PERCENT] [-s SEED] [-k OPTION] [-b] [-u] [-v] DIR
  *
+ * -k: the image is encrypted, and QEMU's name of the option for the secret.
  * -b: the workload has commits, so the second object of the log is the base.
  * -u: any bitmap may be in use after a crash (QEMU marks those that are not
  * enabled too).
@@ -19,15 +20,16 @@
  * grew for.  What a trim hit has its old content, or zeroes, durable or not.
  * Each different state is judged:
  *
- *   it opens; check finds no corruption (leaks are allowed, or the dirty bit,
- *   which check -r would deal with, or what a repair had to deal with that has
- *   not ended); size, snapshots, backing file, features and bitmaps are those
- *   after one operation, or, while another one was under way, after that; every
- *   guest sector has a value that was written and not followed by a durable
- *   one; each snapshot reads as before; a bitmap that is not in use is
- *   complete;
+ *   it opens; check finds no corruption (leaks are allowed, or, with the dirty
+ *   bit, what check -r mends so that the disk stays as it is, or what a repair
+ *   had to deal with that has not ended); size, snapshots, backing file,
+ *   features and bitmaps are those after one operation, or, while another one
+ *   was under way, after that; every guest sector has a value that was written
+ *   and not followed by a durable one; each snapshot reads as before; a bitmap
+ *   that is not in use is complete;
  *   in PERCENT of the states a writer goes on, maybe after it went back to a
- *   snapshot, and all this holds after it; in
+ *   snapshot, and all this holds after it; in as many one goes on that is cut
+ *   off, maybe as it mends; in
  *   PERMILLE of them, and wherever there was a finding, qemu-img check agrees,
  *   and qemu-io goes on to write, after which all this holds too.
  *
@@ -251,8 +253,17 @@ by_number (const void *a, const void *b)
   return *x < *y ? -1 : *x > *y;
 }
 
-/* States that one moment yields, about. */
-enum { PER_MOMENT = 30 };
+/* Is the next moment, of LEFT, to be looked at?  The moments so far say how
+ * many states one yields.
+ */
+static bool
+is_wanted (struct eval *v, uint64_t moments, uint64_t left)
+{
+  uint64_t yield = moments ? max_u64 (1, v->states / moments) : 20;
+
+  return next_random (&v->rnd) % (left * yield)
+    < v->max_states - v->states;
+}
 
 /* A crash after each beginning and each end of a request; of a long log, which
  * would yield more than max_states, only moments spread over all of it.
@@ -263,17 +274,18 @@ crash_everywhere (struct eval *v)
   uint64_t *times = must_alloc (2 * v->nr_events * sizeof times[0]);
   size_t *list = must_alloc (v->nr_events * sizeof list[0]), nr = 0;
   uint8_t *chosen = must_alloc (v->nr_events);
-  uint64_t share;
+  uint64_t moments = 0;
 
   for (size_t i = 0; i < v->nr_events; ++i) {
     times[nr++] = v->events[i].submit;
     times[nr++] = v->events[i].done;
   }
   qsort (times, nr, sizeof times[0], by_number);
-  share = max_u64 (1, nr * PER_MOMENT / max_u64 (1, v->max_states));
   for (size_t i = 0; i < nr && v->states < v->max_states; ++i)
-    if (next_random (&v->rnd) % share == 0)
+    if (is_wanted (v, moments, nr - i)) {
       crash_at (v, times[i], list, chosen);
+      moments++;
+    }
   free (times);
   free (list);
   free (chosen);
@@ -301,11 +313,33 @@ load_backing (const struct eval *v, const char *name, struct storage **st)
 }
 
 static void
+count_first_leaks (struct eval *v)
+{
+  struct format_open_options open = { .check = true };
+  struct format_check_options o = { .repair = REPAIR_NONE };
+  struct format_needs needs = { .backing = NULL };
+  struct error e = ERROR_INIT;
+  struct storage *st = to_storage (&v->ground[0], "first");
+  struct format_check_result r;
+  struct format *f;
+
+  if (v->format == &format_qed) {
+    f = v->format->open (st, &open, &needs, &e);
+    if (!f || v->format->check (f, &o, &r, &e) == -1)
+      die ("the first image", e.text);
+    v->first_leaks = r.leaks;
+    v->format->close (f, &e);
+    format_needs_free (&needs);
+  }
+  storage_close (st);
+}
+
+static void
 options (struct eval *v, int argc, char **argv)
 {
   int c;
 
-  while ((c = getopt (argc, argv, "f:m:a:r:q:w:s:buv")) != -1)
+  while ((c = getopt (argc, argv, "f:m:a:r:q:w:s:k:buv")) != -1)
     switch (c) {
     case 'f': v->format = format_option (optarg); break;
     case 'm': v->max_states = strtoull (optarg, NULL, 0); break;
@@ -314,6 +348,7 @@ options (struct eval *v, int argc, char **argv)
     case 'q': v->qemu_permille = (unsigned) strtoul (optarg, NULL, 0); break;
     case 'w': v->write_percent = (unsigned) strtoul (optarg, NULL, 0); break;
     case 's': v->rnd = strtoull (optarg, NULL, 0) | 1; break;
+    case 'k': v->key = optarg; break;
     case 'b': v->commits = true; break;
     case 'u': v->all_in_use = true; break;
     case 'v': v->verbose = true; break;
@@ -321,7 +356,8 @@ options (struct eval *v, int argc, char **argv)
     }
   if (optind != argc - 1)
     die ("usage", "crash-eval [-f FORMAT] [-m MAX] [-a ALL] [-r RANDOM]"
-         " [-q PERMILLE] [-w PERCENT] [-s SEED] [-b] [-u] [-v] DIR");
+         " [-q PERMILLE] [-w PERCENT] [-s SEED] [-k OPTION] [-b] [-u] [-v]"
+         " DIR");
   if (v->all_subsets > 16)
     die ("usage", "more than all subsets of 16 writes are too many");
   v->dir = argv[optind];
@@ -340,6 +376,7 @@ main (int argc, char **argv)
   load_log (&v);
   load_ledger (&v);
   load_disk (&v, 0, "image");
+  count_first_leaks (&v);
   load_disk (&v, 1, second_name (&v));
   if (!v.commits) {
     v.base = load_backing (&v, "base", &v.base_st);

@@ -42,17 +42,32 @@ shell (const struct eval *v, const char *command)
   return WIFEXITED (r) ? WEXITSTATUS (r) : 255;
 }
 
+/* How QEMU's programs are told of DIR/state/image. */
+static const char *
+qemu_image (const struct eval *v)
+{
+  static char text[200];
+
+  if (v->key)
+    snprintf (text, sizeof text, "--object secret,id=s,data=%s --image-opts"
+              " driver=%s,%s=s,file.filename=image", HARNESS_SECRET,
+              v->format->name, v->key);
+  else
+    snprintf (text, sizeof text, "-f %s image", v->format->name);
+  return text;
+}
+
 /* qemu-img's opinion: 0 = consistent, 3 = leaks, 63 = it has none; of VDI
  * images see above.
  */
 static bool
 qemu_agrees (struct eval *v, bool dirty, const char *when, uint64_t time)
 {
-  char text[200];
+  char text[400];
   int r;
 
-  snprintf (text, sizeof text, "qemu-img check -q -f %s %s image%s",
-            v->format->name, dirty ? "-r all" : "", v->format == &format_vdi
+  snprintf (text, sizeof text, "qemu-img check -q %s %s%s", qemu_image (v),
+            dirty ? "-r all" : "", v->format == &format_vdi
             ? " || [ $? = 2 ] && ! grep -qvE 'mismatch|too large' out" : "");
   r = shell (v, text);
   if (r == 0 || r == 3 || (r == 63 && !v->format->check))
@@ -75,8 +90,8 @@ static void
 plan_qemu_writes (struct eval *v, struct plan *p)
 {
   size_t room = sizeof p->command;
-  size_t n = (size_t) snprintf (p->command, room, "qemu-io -f %s -d unmap",
-                                v->format->name);
+  size_t n = (size_t) snprintf (p->command, room, "qemu-io -d unmap %s",
+                                qemu_image (v));
   /* Around a write into a zero cluster of a QED image QEMU puts what the
    * backing file has.
    */
@@ -98,7 +113,7 @@ plan_qemu_writes (struct eval *v, struct plan *p)
   }
   p->skip = round_down (next_random (&v->rnd) % p->size, p->cluster);
   snprintf (p->command + n, room - n, " -c 'discard -q %" PRIu64 " %" PRIu64
-            "' -c flush image%s", p->skip,
+            "' -c flush%s", p->skip,
             min_u64 (p->cluster, p->size - p->skip),
             v->now->s.nr ? " && qemu-img snapshot -c after image" : "");
 }
@@ -237,7 +252,7 @@ judge (struct eval *v, uint64_t time)
   guest_storages (v, &g);
   if (guest_open (v, &g, false, time)) {
     dirty = g.im->format->dirty_flag;
-    ok = judge_reading (v, &g, time, "after the crash");
+    ok = judge_reading (v, &g, time, after_crash);
     guest_shut (&g, &e);
   }
   else
@@ -246,6 +261,8 @@ judge (struct eval *v, uint64_t time)
   if (ok && !v->damaged
       && (v->flags || next_random (&v->rnd) % 100 < v->write_percent))
     judge_writing (v, time);
+  if (ok && !v->damaged && next_random (&v->rnd) % 100 < v->write_percent)
+    judge_second_crash (v, time);
   if (!ok || next_random (&v->rnd) % 1000 < v->qemu_permille)
     judge_by_qemu (v, dirty, ok, time);
 }

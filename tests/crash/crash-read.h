@@ -27,6 +27,10 @@ found (struct eval *v, const char *what, const char *text, uint64_t time)
              v->dir, v->states, time, what, text);
 }
 
+/* When a state is looked at.  What a crash may leave a writer may not. */
+static const char after_crash[] = "after the crash";
+static const char after_writer[] = "after a writer";
+
 /* The storages of a state, and the image on them. */
 struct guest {
   struct storage *st, *second;  /* second: see eval.commits; or NULL */
@@ -65,20 +69,28 @@ backing_of (const struct eval *v, const struct guest *g)
 }
 
 static bool
+guest_try_open (struct eval *v, struct guest *g, bool writable,
+                struct error *e)
+{
+  if (v->commits) {
+    g->base = harness_open (g->second, &format_raw, NULL, NULL, false, 0, e);
+    if (!g->base)
+      die ("the base", e->text);
+  }
+  g->im = harness_open (g->st, v->format, backing_of (v, g),
+                        v->commits ? NULL : g->second, writable, 1 << 20, e);
+  return g->im != NULL;
+}
+
+static bool
 guest_open (struct eval *v, struct guest *g, bool writable, uint64_t time)
 {
   struct error e = ERROR_INIT;
 
-  if (v->commits) {
-    g->base = harness_open (g->second, &format_raw, NULL, NULL, false, 0, &e);
-    if (!g->base)
-      die ("the base", e.text);
-  }
-  g->im = harness_open (g->st, v->format, backing_of (v, g),
-                        v->commits ? NULL : g->second, writable, 1 << 20, &e);
-  if (!g->im)
-    found (v, "open", e.text, time);
-  return g->im != NULL;
+  if (guest_try_open (v, g, writable, &e))
+    return true;
+  found (v, "open", e.text, time);
+  return false;
 }
 
 static bool
@@ -140,25 +152,34 @@ vdi_count_is_enough (struct image *im)
   return get_le32 (header + 388) >= end;
 }
 
-/* Would it be fine after that repair? */
-static bool
-is_mended (struct image *im, enum check_repair repair)
+static struct storage *
+copy_of (struct storage *st)
 {
-  const struct format_ops *ops = im->format->ops;
+  struct disk d = { .size = storage_size (st) };
+  struct error e = ERROR_INIT;
+  struct storage *copy;
+
+  d.buf = must_alloc (d.size);
+  if (storage_pread (st, d.buf, d.size, 0, &e) == -1)
+    die ("a copy", e.text);
+  copy = to_storage (&d, "copy");
+  free (d.buf);
+  return copy;
+}
+
+/* Repair ST, and look again. */
+static bool
+mend (struct eval *v, struct storage *st, enum check_repair repair)
+{
+  const struct format_ops *ops = v->format;
   struct format_open_options open = { .writable = true, .check = true };
   struct format_check_options o = { .repair = repair }, none = { .memory = 0 };
   struct format_needs needs = { .backing = NULL };
   struct error e = ERROR_INIT;
-  struct storage *copy = storage_memory_new ("copy", 0, &e);
-  uint64_t size = storage_size (im->storage);
-  uint8_t *buf = must_alloc (size);
   struct format_check_result r;
-  struct format *f = NULL;
+  struct format *f = ops->open (st, &open, &needs, &e);
   bool ok = false;
 
-  if (storage_pread (im->storage, buf, size, 0, &e) == 0
-      && storage_pwrite (copy, buf, size, 0, 0, &e) == 0)
-    f = ops->open (copy, &open, &needs, &e);
   if (f) {
     memset (&r, 0, sizeof r);
     ok = ops->activate (f, NULL, needs.backing != NULL, &e) == 0
@@ -169,15 +190,35 @@ is_mended (struct image *im, enum check_repair repair)
     ops->close (f, &e);
   }
   format_needs_free (&needs);
-  storage_close (copy);
-  free (buf);
   return ok;
 }
 
-/* What a crash may leave for check -r although the image has no bit to say so:
- * VDI's number of blocks, and in version 2 the COPIED flags of a snapshot that
- * was being made or deleted.  A writer that comes first does no harm: each such
- * state gets one.
+/* Would it be fine after that repair, and the disk read as it does now? */
+static bool
+is_mended (struct eval *v, struct image *im, enum check_repair repair)
+{
+  struct guest before = { .im = im }, after = { .st = copy_of (im->storage) };
+  struct error e = ERROR_INIT;
+  uint8_t *old = guest_read (&before, &e), *new = NULL;
+  bool ok = mend (v, after.st, repair);
+
+  if (ok)
+    after.im = harness_open (after.st, v->format, im->backing, im->data_file,
+                             false, 0, &e);
+  if (after.im)
+    new = guest_read (&after, &e);
+  ok = ok && (!old || (new && image_size (after.im) == image_size (im)
+                       && memcmp (old, new, image_size (im)) == 0));
+  free (old);
+  free (new);
+  guest_free (&after);
+  return ok;
+}
+
+/* What a crash may leave for check -r: anything that it mends, with a mark in
+ * the header; without one VDI's number of blocks, and in version 2 the COPIED
+ * flags of a snapshot that was being made or deleted.  A writer that comes
+ * first does no harm: each such state gets one.
  */
 static bool
 is_tolerated (struct eval *v, struct image *im, const char *when)
@@ -185,12 +226,14 @@ is_tolerated (struct eval *v, struct image *im, const char *when)
   uint8_t version[8] = { 0 };
   struct error e = ERROR_INIT;
 
+  if (im->format->dirty_flag)
+    return is_mended (v, im, REPAIR_ALL);
   if (im->format->ops == &format_vdi)
-    return strcmp (when, "after the crash") == 0 && vdi_count_is_enough (im)
-      && is_mended (im, REPAIR_LEAKS);
+    return when != after_writer && vdi_count_is_enough (im)
+      && is_mended (v, im, REPAIR_LEAKS);
   if (im->format->ops == &format_qcow2 && v->nr_versions > 1)
     v->flags = storage_pread (im->storage, version, 8, 0, &e) == 0
-      && get_be32 (version + 4) == 2 && is_mended (im, REPAIR_ALL);
+      && get_be32 (version + 4) == 2 && is_mended (v, im, REPAIR_ALL);
   return v->flags;
 }
 
@@ -210,7 +253,15 @@ check_format (struct eval *v, struct image *im, const char *when,
     found (v, when, e.text, time);
     return false;
   }
-  if ((r.corruptions == 0 && r.check_errors == 0) || im->format->dirty_flag
+  /* NEED_CHECK goes when all is in order, and nothing is left to be cut; what
+   * leaks in the middle of the file no repair takes away.
+   */
+  if (v->format == &format_qed && when == after_crash
+      && !im->format->dirty_flag && r.leaks > v->first_leaks) {
+    found (v, when, "leaks, but no NEED_CHECK", time);
+    return false;
+  }
+  if ((r.corruptions == 0 && r.check_errors == 0)
       || (v->damaged && r.check_errors == 0) || is_tolerated (v, im, when))
     return true;
   snprintf (text, sizeof text, "%" PRIu64 " corruptions, %" PRIu64 " errors",

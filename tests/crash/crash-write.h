@@ -1,32 +1,49 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* crash-eval: a writer who goes on from a state. */
+/* crash-eval: a writer who goes on from a state, to an end or a second crash.
+ */
 
 #ifndef NBDIMG_CRASH_WRITE_H
 #define NBDIMG_CRASH_WRITE_H
 
+#include "storage/wrapper.h"
 #include "tests/crash/crash-read.h"
 
 /* ---- a writer after the crash: what it does not touch stays ---- */
 
+/* [o, o+n) becomes BYTE; MAY (NULL = nobody asks) gets its bit in the sectors'
+ * sets.
+ */
+static void
+note_written (uint8_t *guest, uint16_t *may, uint64_t o, uint64_t n,
+              unsigned byte)
+{
+  memset (guest + o, (int) byte, n);
+  for (uint64_t i = 0; may && i < n; i += SECTOR_SIZE)
+    may[(o + i) / SECTOR_SIZE] |= (uint16_t) (1U << byte);
+}
+
+enum { NR_WRITES = 12 };        /* bytes 1 to 12 */
+
 static bool
-write_on (struct eval *v, struct image *im, uint8_t *guest, struct error *e)
+write_on (struct eval *v, struct image *im, uint8_t *guest, uint16_t *may,
+          struct error *e)
 {
   uint64_t cs = im->format->info.cluster_size, size = image_size (im), o, n;
 
-  for (unsigned i = 0; i < 12; ++i) {
+  for (unsigned i = 0; i < NR_WRITES; ++i) {
     o = next_random (&v->rnd) % (size / 512) * 512;
     n = min_u64 ((1 + next_random (&v->rnd) % 8) * 512, size - o);
     if (i % 4 == 3) {
       o = round_down (o, cs);
       n = min_u64 (cs, size - o);
-      memset (guest + o, 0, n);
+      note_written (guest, may, o, n, 0);
       if (image_zero (im, o, n, IMAGE_MAY_UNMAP, e) == -1)
         return false;
       continue;
     }
-    memset (guest + o, (int) (i + 1), n);
+    note_written (guest, may, o, n, i + 1);
     if (image_write (im, guest + o, n, o, i % 5 ? 0 : IMAGE_FUA, e) == -1)
       return false;
   }
@@ -52,13 +69,25 @@ use_snapshots (struct eval *v, struct image *im, struct error *e)
                                   { .name = (char *) "after" }, e) == 0);
 }
 
+/* What was mended when it was opened to be written to must not show. */
+static bool
+reads_as_before (struct eval *v, const struct guest *g, const uint8_t *guest,
+                 struct error *e)
+{
+  if (memcmp (guest, v->guest, image_size (g->im)) == 0)
+    return true;
+  error_set (e, EIO, "other sectors changed when it was opened");
+  return false;
+}
+
 /* Returns what the guest must read then; NULL on errors. */
 static uint8_t *
 write_and_apply (struct eval *v, const struct guest *g, struct error *e)
 {
   uint8_t *guest = guest_read (g, e);
 
-  if (!guest || !write_on (v, g->im, guest, e))
+  if (!guest || !reads_as_before (v, g, guest, e)
+      || !write_on (v, g->im, guest, NULL, e))
     goto failed;
   if (v->now->s.nr == 0 || next_random (&v->rnd) % 2)
     return guest;
@@ -66,7 +95,7 @@ write_and_apply (struct eval *v, const struct guest *g, struct error *e)
     goto failed;
   free (guest);
   guest = guest_read (g, e);
-  if (guest && write_on (v, g->im, guest, e))
+  if (guest && write_on (v, g->im, guest, NULL, e))
     return guest;
 failed:
   free (guest);
@@ -113,12 +142,85 @@ judge_writing (struct eval *v, uint64_t time)
     v->third++;
   }
   else {
-    v->corrupt += !check_format (v, g.im, "after a writer", time);
+    v->corrupt += !check_format (v, g.im, after_writer, time);
     v->snapshots += !check_snapshots (v, g.im, when, time)
       || !check_marks (v, g.im, now, when, time);
   }
   guest_free (&g);
   free (guest);
+  free (now);
+}
+
+/* ---- a crash again: of the repair at open, or of the writer ---- */
+
+enum { MAX_REQUESTS = 80 };
+
+/* Open the state and write on, up to some request to the image, which fails
+ * with all that follow.  MAY: the values of the sectors that were written.
+ * Returns what is left, owned.
+ */
+static struct storage *
+cut_off (struct eval *v, struct guest *g, uint16_t *may)
+{
+  uint8_t *guest = must_alloc (v->now->s.size);
+  struct error e = ERROR_INIT;
+  struct storage *left;
+  char spec[64];
+
+  snprintf (spec, sizeof spec, "count=0,index=%" PRIu64,
+            1 + next_random (&v->rnd) % MAX_REQUESTS);
+  g->st = storage_fault_new (g->st, spec, &e);
+  if (!g->st)
+    die (spec, e.text);
+  if (guest_try_open (v, g, true, &e))
+    write_on (v, g->im, guest, may, &e);
+  guest_shut (g, &e);
+  left = copy_of (wrapper_inner (g->st));
+  free (guest);
+  return left;
+}
+
+static bool
+may_follow (struct eval *v, const uint8_t *now, const uint16_t *may)
+{
+  for (uint64_t o = 0; o < v->now->s.size; o += SECTOR_SIZE)
+    if (memcmp (now + o, v->guest + o, SECTOR_SIZE) != 0
+        && (now[o] > NR_WRITES || !(may[o / SECTOR_SIZE] >> now[o] & 1)
+            || memcmp (now + o, now + o + 1, SECTOR_SIZE - 1) != 0))
+      return false;
+  return true;
+}
+
+static void
+judge_second_crash (struct eval *v, uint64_t time)
+{
+  static const char when[] = "after a second crash";
+  uint16_t *may = must_alloc (v->now->s.size / SECTOR_SIZE * sizeof may[0]);
+  struct error e = ERROR_INIT;
+  struct storage *left;
+  uint8_t *now = NULL;
+  struct guest g;
+
+  guest_storages (v, &g);
+  left = cut_off (v, &g, may);
+  storage_close (g.st);
+  g.st = left;
+  if (guest_open (v, &g, false, time))
+    now = guest_read (&g, &e);
+  if (!now) {
+    found (v, when, e.text, time);
+    v->errors++;
+  }
+  else if (!may_follow (v, now, may)) {
+    found (v, when, "other sectors changed", time);
+    v->third++;
+  }
+  else {
+    v->corrupt += !check_format (v, g.im, when, time);
+    v->snapshots += !check_snapshots (v, g.im, when, time);
+  }
+  guest_free (&g);
+  free (may);
   free (now);
 }
 

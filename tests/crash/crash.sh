@@ -28,10 +28,10 @@ trap 'rm -rf "$work"' EXIT
 
 # name | [FORMAT:]-o options, qcow2 by default | extras: base, other (a second
 # one), data, snapshot, bitmaps, packed, discard, threads, large, huge,
-# can=LETTERS (structure.h), dirty (left so by a killed QEMU), wrong (refcounts
-# or map entries that check -r has to mend), leaky (clusters that it has to
-# free), alone (QEMU cannot do that), full (the map of a VDI image has no room
-# for more than its 128 blocks: slow, and only where there are many states)
+# encrypted, can=LETTERS (structure.h), dirty (left so by a killed QEMU), wrong
+# (refcounts or map entries that check -r has to mend), leaky (clusters that it
+# has to free), alone (QEMU cannot do that), full (the map of a VDI image has no
+# room for more than its 128 blocks: slow, and only where there are many states)
 kinds='
 4k            |cluster_size=4k                       |discard packed
 4k-nodiscard  |cluster_size=4k                       |packed
@@ -66,6 +66,12 @@ qcow-8-threads|qcow:                                 |threads discard
 qcow-8-backing|qcow:                                 |base threads discard
 vdi           |vdi:static=off                        |discard large
 vdi-8-threads |vdi:static=off                        |threads discard huge
+raw           |raw:                                  |discard
+luks          |luks:iter-time=1                      |encrypted
+luks-qcow2    |cluster_size=4k,encrypt.format=luks   |encrypted base discard
+luks-threads  |cluster_size=4k,encrypt.format=luks   |encrypted threads base
+aes-qcow      |qcow:encrypt.format=aes               |encrypted base
+qed-dirty     |qed:cluster_size=4k,table_size=2      |dirty base discard
 snapshots     |cluster_size=4k                       |snapshot can=s discard
 snapshots-v2  |compat=0.10,cluster_size=4k           |snapshot can=s discard
 snapshots-512 |cluster_size=512,refcount_bits=64     |snapshot can=s base
@@ -100,6 +106,9 @@ rebase-512    |compat=0.10,cluster_size=512          |can=or base other
 rebase-bitmaps|cluster_size=64k                      |can=ot base other bitmaps
 '
 
+# The passphrase of tests/unit/harness.h.
+secret=(--object "secret,id=s,data=open")
+
 has () { case " $extras " in *" $1 "*) return 0;; esac; return 1; }
 same_base=the-same-base-by-a-name-that-is-longer
 
@@ -127,9 +136,22 @@ make_image () {
     o="$o,data_file=data"
     touch "$dir/data"
   fi
+  local create=(qemu-img create -q) opened=(-f "$format" image)
+  if has encrypted; then
+    # QEMU would time itself for longer than the whole run may take.
+    create=("$build/nbdimg" create -q "${secret[@]}")
+    opened=("${secret[@]}" --image-opts
+      "driver=$format,$key=s,file.filename=image")
+    o="$o,$key=s"
+    case $o in *format=luks*) o="$o,encrypt.iter-time=1" ;; esac
+  fi
   ( cd "$dir" &&
-    qemu-img create -q -f "$format" ${o:+-o "${o#,}"} image $size &&
-    qemu-io -f "$format" -c "write -q -P 251 $at 256k" image &&
+    "${create[@]}" -f "$format" ${o:+-o "${o#,}"} image $size &&
+    # What nobody wrote to reads as noise there.
+    if [ "$format" = luks ]; then
+      qemu-io -c "write -q -z 0 $size" "${opened[@]}"
+    fi &&
+    qemu-io -c "write -q -P 251 $at 256k" "${opened[@]}" &&
     if has snapshot; then
       qemu-img snapshot -c s1 image &&
       qemu-img convert -O raw -l snapshot.name=s1 image content-s1 &&
@@ -206,6 +228,7 @@ one () {                # one WHO SEED [SEQUENCE]: a line of figures
   if [ -n "$can" ]; then args+=(-S "$can"); fi
   case $can in *c*) all+=(-b) ;; esac
   if has wrong || has leaky; then args+=(-R); fi
+  if has encrypted; then all+=(-k "$key"); fi
   if [ "$1" = qemu ]; then all+=(-u); fi
   rm -f "$dir/log" "$dir/ledger" "$dir/versions"
   if [ "$1" = ours ]; then
@@ -243,6 +266,8 @@ while IFS='|' read -r name options extras; do
   [ -n "$name" ] || continue
   format=qcow2
   case $options in *:*) format=${options%%:*} options=${options#*:} ;; esac
+  key=encrypt.key-secret
+  [ "$format" != luks ] || key=key-secret
   # shellcheck disable=SC2254
   case $name in ${CRASH_KINDS:-*}) ;; *) continue ;; esac
   if has full && [ "$max" -lt 500 ]; then continue; fi
@@ -250,7 +275,10 @@ while IFS='|' read -r name options extras; do
     if [ $who = qemu ]; then
       [ "${CRASH_QEMU:-1}" = 1 ] || continue
       # One thread only; and qemu-io has no log for a second file.
-      if has threads || has data || has can=c || has alone; then continue; fi
+      if has threads || has data || has can=c || has encrypted ||
+          has alone; then
+        continue
+      fi
     fi
     sum=(0 0 0 0 0 0 0)
     for ((seed = 1; seed <= seeds; seed++)); do figures $who $seed; done
