@@ -24,27 +24,33 @@
 #include "tests/unit/qcow2-fixture.h"
 
 /* USED: so many sectors more, that are full at first.  3868 are so many that
- * the refcount table of 4096 clusters must grow.
+ * the refcount table of 4096 clusters must grow.  SCALE: the workload begins
+ * its requests so many times as far out, in several L2 tables or blocks: a
+ * place that was given back is then that of something else.
  */
-static const struct {
+static const struct scene {
   struct kind kind;
-  unsigned used;
+  unsigned used, scale;
 } kinds[] = {
-  { { "compat=1.1,cluster_size=512", false, false }, 0 },
-  { { "compat=1.1,cluster_size=512,refcount_bits=64", true, false }, 0 },
-  { { "compat=1.1,cluster_size=512,refcount_bits=64", false, false }, 3868 },
-  { { "compat=1.1,cluster_size=512,refcount_bits=1", false, false }, 0 },
-  { { "compat=0.10,cluster_size=1024", true, false }, 0 },
-  { { "compat=1.1,cluster_size=4096,compression_type=zstd", true, false }, 0 },
-  { { "compat=1.1,cluster_size=16384,extended_l2=on", true, false }, 0 },
-  { { "compat=1.1,cluster_size=4096,data_file=d", false, true }, 0 },
+  { { "compat=1.1,cluster_size=512", false, false }, 0, 1 },
+  { { "compat=1.1,cluster_size=512,refcount_bits=64", true, false }, 0, 1 },
+  { { "compat=1.1,cluster_size=512,refcount_bits=64", false, false }, 3868,
+    1 },
+  { { "compat=1.1,cluster_size=512,refcount_bits=1", false, false }, 0, 1 },
+  { { "compat=0.10,cluster_size=1024", true, false }, 0, 1 },
+  { { "compat=1.1,cluster_size=4096,compression_type=zstd", true, false }, 0,
+    1 },
+  { { "compat=1.1,cluster_size=16384,extended_l2=on", true, false }, 0, 1 },
+  { { "compat=1.1,cluster_size=4096,data_file=d", false, true }, 0, 1 },
   { { "compat=1.1,cluster_size=4096,data_file=d,data_file_raw=on", false,
-      true }, 0 },
-  { { "qed:cluster_size=4096,table_size=1", true, false }, 0 },
-  { { "qed:cluster_size=4096,table_size=2", false, false }, 0 },
-  { { "qcow:", false, false }, 0 },
-  { { "qcow:", true, false }, 0 },
-  { { "vdi:static=off", false, false }, 0 },
+      true }, 0, 1 },
+  { { "qed:cluster_size=4096,table_size=1", true, false }, 0, 1 },
+  { { "qed:cluster_size=4096,table_size=2", false, false }, 0, 1 },
+  { { "qcow:", false, false }, 0, 1 },
+  { { "qcow:", true, false }, 0, 1 },
+  { { "qcow:", false, false }, 0, 16 },
+  { { "qed:cluster_size=4096,table_size=1", false, false }, 0, 16 },
+  { { "vdi:static=off", false, false }, 0, 16 },
 };
 enum { NR_KINDS = sizeof kinds / sizeof kinds[0] };
 
@@ -57,6 +63,7 @@ enum { MAX_OPS = 62 };
 struct run {
   struct fixture f;             /* its storages are disks, and base */
   uint64_t sectors;
+  unsigned scale;
   uint64_t *now, *durable;      /* [sector]: sets of values */
   uint8_t *first, *buf;         /* of the disk */
   bool told;                    /* some call has failed */
@@ -127,7 +134,8 @@ static const struct op {
 } ops[] = {
   { WRITE, 0, 8 }, { WRITE, 3, 40 }, { PACKED, 64, 0 }, { PACKED, 96, 0 },
   { FLUSH, 0, 0 }, { WRITE, 65, 3 }, { ZERO, 8, 24 }, { ZERO_UNMAP, 0, 32 },
-  { TRIM, 64, 64 }, { WRITE, 256, 70 }, { WRITE_FUA, 1, 2 }, { TRIM, 0, 32 },
+  { TRIM, 64, 64 }, { WRITE, 160, 8 }, { WRITE, 256, 70 },
+  { WRITE_FUA, 1, 2 }, { TRIM, 0, 32 },
   { WRITE, 300, 33 }, { FLUSH, 0, 0 }, { PACKED, 128, 0 }, { PACKED, 128, 0 },
   { WRITE, 0, 64 }, { ZERO_UNMAP, 256, 128 }, { WRITE_FUA, 290, 9 },
   { TRIM, 128, 32 }, { WRITE, 400, 112 }, { FLUSH, 0, 0 }, { WRITE, 5, 250 },
@@ -189,7 +197,7 @@ static void
 do_op (struct run *r, unsigned i)
 {
   const struct op *op = &ops[i];
-  uint64_t from = op->sector, nr = op->nr;
+  uint64_t from = (uint64_t) op->sector * r->scale, nr = op->nr;
   bool zero = op->type == ZERO || op->type == ZERO_UNMAP || op->type == TRIM;
   struct error e = ERROR_INIT;
   int result;
@@ -272,14 +280,17 @@ fill_up (struct run *r)
 }
 
 static void
-set_up (struct run *r, const struct kind *k, unsigned used)
+set_up (struct run *r, const struct scene *scene)
 {
+  const struct kind *k = &scene->kind;
+  uint64_t sectors = (uint64_t) NR_SECTORS * scene->scale + scene->used;
   struct error e = ERROR_INIT;
 
   failing_request = failing_allocation = 0;
   *r = (struct run) {
-    .f = { .kind = k, .size = (NR_SECTORS + used) * 512 },
-    .sectors = NR_SECTORS + used, .is_large = used > 0,
+    .f = { .kind = k, .size = sectors * 512 },
+    .sectors = sectors, .scale = scene->scale,
+    .is_large = sectors > NR_SECTORS,
     .when = "as it runs",
   };
   r->first = unit_alloc (r->f.size);
@@ -301,7 +312,7 @@ set_up (struct run *r, const struct kind *k, unsigned used)
   must (harness_create_kind (r->f.top, k->options, r->f.size,
                              k->backing ? "base" : NULL, r->f.data, &e), &e);
   must (storage_flush (r->f.top, &e), &e);
-  if (used)
+  if (scene->used)
     fill_up (r);
   hit = hit_change = flush_failed = false;
   nr_requests = nr_allocations = 0;
@@ -349,13 +360,13 @@ last_flush (struct run *r)
 
 /* Returns whether request or allocation K was there at all. */
 static bool
-run (const struct kind *kind, unsigned used, uint64_t k)
+run (const struct scene *scene, uint64_t k)
 {
   struct error e = ERROR_INIT;
   bool closed = false;
   struct run r;
 
-  set_up (&r, kind, used);
+  set_up (&r, scene);
   r.k = k;
   random_state = k * NR_FAILURES + failure;
   failing_request = failure == FAIL_MEMORY ? 0 : k;
@@ -387,19 +398,20 @@ run (const struct kind *kind, unsigned used, uint64_t k)
 }
 
 static void
-test_kind (const struct kind *kind, unsigned used, uint64_t stride)
+test_scene (const struct scene *scene, uint64_t stride)
 {
-  uint64_t k, step = used ? 3 * stride : stride;
+  uint64_t k, step = scene->used ? 3 * stride : scene->scale > 1 ? 1 : stride;
   char name[200];
 
   for (failure = FAIL_EIO; failure < NR_FAILURES; ++failure) {
     if (failure == FAIL_MEMORY && !CAN_FAIL_MALLOC)
       continue;
     snprintf (name, sizeof name, "%s%s: %s at each moment does no harm",
-              kind->options, used ? ", nearly full" : "",
+              scene->kind.options, scene->used ? ", nearly full"
+              : scene->scale > 1 ? ", spread" : "",
               failure_names[failure]);
     unit_begin (name);
-    for (k = 1; run (kind, used, k) && !unit_bad; k += step)
+    for (k = 1; run (scene, k) && !unit_bad; k += step)
       ;
     printf ("# up to %" PRIu64 "\n", k);
     CHECK (k > 10);
@@ -421,6 +433,6 @@ main (int argc, char **argv)
     }
   for (unsigned i = 0; i < NR_KINDS; ++i)
     if (only == NR_KINDS || only == i)
-      test_kind (&kinds[i].kind, kinds[i].used, stride ? stride : 1);
+      test_scene (&kinds[i], stride ? stride : 1);
   return unit_end ();
 }
