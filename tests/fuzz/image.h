@@ -5,7 +5,8 @@
  * repaired, mapped, read and written to.
  *
  * Input: one byte chooses the template, whether to write (80), whether to check
- * (40) and whether to repair (20); then pieces:
+ * (40), whether to repair (20), and whether to compare the disk with an array
+ * (10), which takes its time; then pieces:
  *   00-7f  a patch: table (u8), offset in it (u16), length (u8), the bytes
  *   80-ff  a request: offset in sectors (u16), length in sectors (u8)
  *
@@ -13,13 +14,15 @@
  * power of 2) and then includes this.
  *
  * Whatever the image is, nothing crashes, hangs or wants much memory, what was
- * written last reads back, and a second repair changes no byte.
+ * written last reads back, and a second repair changes no byte.  An image that
+ * is clean reads as an array (model.h), stays so, and is clean at the end; a
+ * repair that makes it clean changes nothing that could be read.
  */
 
 #ifndef NBDIMG_FUZZ_IMAGE_H
 #define NBDIMG_FUZZ_IMAGE_H
 
-#include "tests/fuzz/template.h"
+#include "tests/fuzz/model.h"
 
 extern int LLVMFuzzerTestOneInput (const uint8_t *data, size_t size);
 
@@ -43,33 +46,26 @@ read_all (struct image *im)
   }
 }
 
-static void
-check_image (struct image *im)
-{
-  struct format_check_options o = { .memory = 16 * MiB };
-  struct format_check_result r;
-  struct error e = ERROR_INIT;
-
-  memset (&r, 0, sizeof r);
-  im->format->ops->check (im->format, &o, &r, &e);
-}
-
 /* What a write acknowledged reads back. */
 static void
-write_back (struct image *im, uint64_t offset, size_t len, uint8_t byte)
+write_back (struct image *im, struct model *m, uint64_t offset, size_t len,
+            uint8_t byte)
 {
   struct error e = ERROR_INIT;
   uint8_t out[256 * 512], back[256 * 512];
+  bool done;
 
   memset (out, byte, len);
-  if (image_write (im, out, len, offset, 0, &e) == -1)
+  done = image_write (im, out, len, offset, 0, &e) == 0;
+  model_write (m, offset, len, byte, done);
+  if (!done)
     return;
   if (image_read (im, back, len, offset, &e) == 0)
     must (memcmp (out, back, len) == 0);
 }
 
 static void
-request (struct input *in, unsigned what, struct image *im)
+request (struct input *in, unsigned what, struct image *im, struct model *m)
 {
   uint64_t size = image_size (im), offset = (uint64_t) take (in) << 8, len;
   struct error e = ERROR_INIT;
@@ -80,33 +76,45 @@ request (struct input *in, unsigned what, struct image *im)
     return;
   len = min_u64 (len, size - offset);
   switch (what % 5) {
-  case 0: image_trim (im, offset, len, 0, &e); break;
-  case 1: image_zero (im, offset, len, what & 8 ? IMAGE_MAY_UNMAP : 0, &e);
-          break;
+  case 0:
+    image_trim (im, offset, len, 0, &e);
+    model_trim (m, im, offset, len);
+    break;
+  case 1:
+    model_write (m, offset, len, 0,
+                 image_zero (im, offset, len, what & 8 ? IMAGE_MAY_UNMAP : 0,
+                             &e) == 0);
+    break;
   case 2: image_flush (im, &e); break;
-  default: write_back (im, offset, (size_t) len, (uint8_t) what); break;
+  default: write_back (im, m, offset, (size_t) len, (uint8_t) what); break;
   }
 }
 
 static void
-open_and_use (struct input *in, struct storage *st, bool writable,
-              bool check)
+open_and_use (struct input *in, struct storage *st, unsigned kind,
+              bool patched)
 {
+  bool writable = kind & 0x80, check = (kind & 0x40) && format->check, good;
   struct error e = ERROR_INIT;
   struct image *im = harness_open (st, format, NULL, NULL, writable, 1, &e);
+  struct model m = { .now = NULL };
   unsigned n = 0, what;
 
   if (!im)
     return;
-  if (check && format->check)
-    check_image (im);
+  good = check ? is_clean (im) : !patched;
+  if (good && kind & 0x10)
+    model_begin (&m, im);
   read_all (im);
   while (writable && in->p < in->end && n++ < 64) {
     what = take (in);
     if (what >= 0x80)
-      request (in, what, im);
+      request (in, what, im, &m);
   }
-  harness_close (im, &e);
+  model_compare (&m, im);
+  must (harness_close (im, &e) == 0 || !m.now);
+  model_end (&m, st);
+  model_free (&m);
 }
 
 /* ---- repair ---- */
@@ -146,15 +154,54 @@ repair (struct storage *st, struct format_check_result *r)
   return result;
 }
 
+/* What the guest reads now; NULL = not all of it can be read. */
+static uint8_t *
+guest_content (struct storage *st)
+{
+  struct error e = ERROR_INIT;
+  struct image *im = harness_open (st, format, NULL, NULL, false, 1, &e);
+  uint8_t *buf = im ? read_disk (im) : NULL;
+
+  if (im)
+    harness_close (im, &e);
+  return buf;
+}
+
+/* The first repair left nothing to do: GUEST (taken) is still there. */
 static void
-repair_twice (struct storage *st)
+must_read (struct storage *st, uint8_t *guest)
+{
+  struct error e = ERROR_INIT;
+  struct image *im = harness_open (st, format, NULL, NULL, false, 1, &e);
+  struct model m = { .now = guest };
+
+  must (im);
+  m.size = image_size (im);
+  m.buf = malloc (m.size + 1);
+  must (m.buf);
+  model_compare (&m, im);
+  harness_close (im, &e);
+  model_free (&m);
+}
+
+static void
+repair_twice (struct storage *st, bool compare)
 {
   struct format_check_result first, second;
-  uint8_t *before, *after;
+  uint8_t *before, *after, *guest;
   size_t size, new_size;
 
-  if (storage_size (st) > 64 * MiB || repair (st, &first) == -1)
+  if (storage_size (st) > 64 * MiB)
     return;
+  guest = compare ? guest_content (st) : NULL;
+  if (repair (st, &first) == -1) {
+    free (guest);
+    return;
+  }
+  if (guest && first.corruptions == 0 && first.check_errors == 0)
+    must_read (st, guest);
+  else
+    free (guest);
   before = content (st, &size);
   must (repair (st, &second) == 0);
   must (second.corruptions_fixed == 0 && second.leaks_fixed == 0);
@@ -172,18 +219,20 @@ LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
   unsigned kind = take (&in);
   struct template *t = &templates[kind % nr_kinds];
   struct storage *st;
+  bool patched;
 
   if (!t->buf)
     make_template (kind % nr_kinds);
   st = storage_memory_new ("fuzz", 0, &e);
   must (st && storage_pwrite (st, t->buf, t->size, 0, 0, &e) == 0);
+  patched = in.p < in.end && *in.p < 0x80;
   while (in.p < in.end && *in.p < 0x80) {
     in.p++;
     patch (&in, t, st);
   }
   if ((kind & 0x20) && format->check)
-    repair_twice (st);
-  open_and_use (&in, st, kind & 0x80, kind & 0x40);
+    repair_twice (st, kind & 0x10);
+  open_and_use (&in, st, kind, patched);
   storage_close (st);
   return 0;
 }
