@@ -3,8 +3,9 @@
 # Copyright the nbdimg developers.
 
 # All hostile images under AddressSanitizer and UBSan, with 512 MiB and 20
-# seconds for each command: hostile.bats on a build with sanitizers, which is
-# made in a folder of its own unless NBDIMG_BUILD is one.
+# seconds for each command: hostile.bats and hostile-formats.bats on a build
+# with sanitizers, which is made in a folder of its own unless NBDIMG_BUILD is
+# one.
 
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -22,4 +23,4 @@ case $config_sanitizers in
   }
   export NBDIMG_BUILD=$dir ;;
 esac
-bats --formatter tap "$here/../hostile.bats"
+bats --formatter tap "$here/../hostile.bats" "$here/../hostile-formats.bats"
