@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* Refcounts, allocation of clusters, and growth of the refcount table.
+/* Refcounts, and growth of the refcount table; alloc.c finds free clusters.
  * Layer: formats.  Locking: qcow2.mutex; while a refcount block or a larger
  * table is being added, "growing" keeps all other allocations waiting.
  * Specification: "Host cluster management".
@@ -14,22 +14,10 @@
 #include <stdlib.h>
 
 #include "common/cleanup.h"
-#include "formats/qcow2/qcow2.h"
+#include "formats/qcow2/refcount.h"
 
 /* Offsets in table entries have 56 bits. */
 #define MAX_HOST (UINT64_C (1) << 56)
-
-/* How much may wait to be free again before an allocation that would make the
- * file grow waits for it instead: enough to make an epoch's two barriers cheap.
- */
-#define QUARANTINE_BYTES (64 * MiB)
-
-/* A crash leaves this many clusters in use behind the end of the file at most:
- * what was reserved and not yet written, 64 requests of 32 MiB in clusters of
- * 512 bytes, and as much again.  More is a refcount table that names a few full
- * blocks again and again, to keep us searching.
- */
-#define MAX_USED_BEHIND_END (UINT64_C (1) << 23)
 
 uint64_t
 refcount_get (const uint8_t *block, uint64_t i, unsigned order)
@@ -71,8 +59,8 @@ reftable_entries (const struct qcow2 *q)
   return (uint64_t) q->refcount_table_clusters << (q->cluster_bits - 3);
 }
 
-static uint64_t
-entries_per_slice (const struct qcow2 *q)
+uint64_t
+qcow2_refcounts_in_slice (const struct qcow2 *q)
 {
   return (uint64_t) q->cache.slice_size * 8 >> q->refcount_order;
 }
@@ -80,16 +68,13 @@ entries_per_slice (const struct qcow2 *q)
 uint64_t
 qcow2_refcounts_left (const struct qcow2 *q, uint64_t cluster)
 {
-  return entries_per_slice (q) - cluster % entries_per_slice (q);
+  return qcow2_refcounts_in_slice (q) - cluster % qcow2_refcounts_in_slice (q);
 }
 
-/* The slice with CLUSTER's refcount, which is entry *INDEX in it; *S = NULL
- * where there is no refcount block (all its clusters are free).
- */
-static int
-find_refcount_locked (struct qcow2 *q, struct slice_op *op, uint64_t cluster,
-                      struct slice **s, uint64_t *index, struct error *e)
-  REQUIRES (q->mutex)
+int
+qcow2_find_refcount_locked (struct qcow2 *q, struct slice_op *op,
+                            uint64_t cluster, struct slice **s,
+                            uint64_t *index, struct error *e)
 {
   uint64_t table_index = cluster >> q->refblock_bits;
   uint64_t host, block, in_block;
@@ -112,7 +97,7 @@ find_refcount_locked (struct qcow2 *q, struct slice_op *op, uint64_t cluster,
                                  ": 0x%" PRIx64 " is not the place of a"
                                  " refcount block", table_index, block);
   in_block = cluster & ((UINT64_C (1) << q->refblock_bits) - 1);
-  *index = in_block % entries_per_slice (q);
+  *index = in_block % qcow2_refcounts_in_slice (q);
   return table_get_locked (q, op, SLICE_REFBLOCK,
                            block + (in_block << q->refcount_order) / 8,
                            s, e);
@@ -124,7 +109,7 @@ qcow2_refcount_locked (struct qcow2 *q, struct slice_op *op,
 {
   struct slice *s;
   uint64_t index = 0;
-  int r = find_refcount_locked (q, op, cluster, &s, &index, e);
+  int r = qcow2_find_refcount_locked (q, op, cluster, &s, &index, e);
 
   if (r == 1)
     *refcount = s ? refcount_get (s->data, index, q->refcount_order) : 0;
@@ -142,7 +127,7 @@ qcow2_add_refcount_locked (struct qcow2 *q, struct slice_op *op,
   r = table_make_room_locked (q, 1, e);
   if (r != 1)
     return r;
-  r = find_refcount_locked (q, op, cluster, &s, &index, e);
+  r = qcow2_find_refcount_locked (q, op, cluster, &s, &index, e);
   if (r != 1)
     return r;
   old = s ? refcount_get (s->data, index, q->refcount_order) : 0;
@@ -185,12 +170,9 @@ qcow2_overlap_locked (struct qcow2 *q, uint64_t host, uint64_t length)
   return NULL;
 }
 
-/* Clusters [cluster, cluster+nr) get an owner: check that nobody has them, and
- * keep account of the end of the file.
- */
-static int
-claim_locked (struct qcow2 *q, uint64_t cluster, uint64_t nr, bool *fresh,
-              struct error *e) REQUIRES (q->mutex)
+int
+qcow2_claim_locked (struct qcow2 *q, uint64_t cluster, uint64_t nr,
+                    bool *fresh, struct error *e)
 {
   uint64_t host = cluster << q->cluster_bits, length = nr << q->cluster_bits;
   const char *what = qcow2_overlap_locked (q, host, length);
@@ -318,7 +300,7 @@ grow_table_locked (struct qcow2 *q, uint64_t cluster, struct error *e)
 
   if (qcow2_epoch_locked (q, e) == -1
       || plan_table (q, cluster, &t, e) == -1
-      || claim_locked (q, t.base, t.nr, &fresh, e) == -1)
+      || qcow2_claim_locked (q, t.base, t.nr, &fresh, e) == -1)
     return -1;
   mutex_unlock (&q->mutex);
   r = build_table (q, &t, e);
@@ -355,7 +337,7 @@ add_block_locked (struct qcow2 *q, struct slice_op *op, uint64_t cluster,
   bool fresh;
   int r;
 
-  if (claim_locked (q, cluster, 1, &fresh, e) == -1)
+  if (qcow2_claim_locked (q, cluster, 1, &fresh, e) == -1)
     return -1;
   mutex_unlock (&q->mutex);
   r = storage_zero (q->format.storage, host, q->cluster_size, 0, e);
@@ -374,7 +356,7 @@ add_block_locked (struct qcow2 *q, struct slice_op *op, uint64_t cluster,
     table_drop_locked (q, host, q->cluster_size);
     return -1;
   }
-  refcount_set (block->data, in_block % entries_per_slice (q),
+  refcount_set (block->data, in_block % qcow2_refcounts_in_slice (q),
                 q->refcount_order, 1);
   table_dirty_locked (q, block);
   put_be64 (slice_at (q, table, table_host), host);
@@ -385,9 +367,8 @@ add_block_locked (struct qcow2 *q, struct slice_op *op, uint64_t cluster,
 
 /* ---- a run of any length ---- */
 
-/* How many clusters may be taken at CLUSTER before the storage ends. */
-static uint64_t
-room_at (const struct qcow2 *q, uint64_t cluster)
+uint64_t
+qcow2_room_at (const struct qcow2 *q, uint64_t cluster)
 {
   uint64_t limit = MAX_HOST;
 
@@ -502,11 +483,12 @@ alloc_run_locked (struct qcow2 *q, struct run *run, struct error *e)
     if (grow_table_locked (q, last, e) == -1)
       return -1;
   }
-  if (room_at (q, run->base) < run->nr_blocks + run->nr)
+  if (qcow2_room_at (q, run->base) < run->nr_blocks + run->nr)
     return error_set (e, ENOSPC, "%s: no room for %" PRIu64 " clusters side by"
                       " side, and the storage cannot grow",
                       q->format.storage->name, run->nr);
-  if (claim_locked (q, run->base, run->nr_blocks + run->nr, &fresh, e) == -1)
+  if (qcow2_claim_locked (q, run->base, run->nr_blocks + run->nr, &fresh,
+                          e) == -1)
     return -1;
   mutex_unlock (&q->mutex);
   r = write_blocks (q, run, e);
@@ -528,10 +510,9 @@ qcow2_alloc_run (struct qcow2 *q, uint64_t nr, uint64_t *host,
   return r;
 }
 
-/* Give CLUSTER a refcount block.  0 = done, start over; -1. */
-static int
-grow_locked (struct qcow2 *q, struct slice_op *op, uint64_t cluster,
-             struct error *e) REQUIRES (q->mutex)
+int
+qcow2_grow_refcounts_locked (struct qcow2 *q, struct slice_op *op,
+                             uint64_t cluster, struct error *e)
 {
   int r;
 
@@ -543,169 +524,4 @@ grow_locked (struct qcow2 *q, struct slice_op *op, uint64_t cluster,
   q->growing = false;
   pthread_cond_broadcast (&q->cache.changed);
   return r;
-}
-
-/* ---- allocation ---- */
-
-/* Take the run of at most NR free clusters that begins at entry INDEX. */
-static uint64_t
-take_run_locked (struct qcow2 *q, struct slice *s, uint64_t index,
-                 uint64_t nr) REQUIRES (q->mutex)
-{
-  uint64_t per_slice = entries_per_slice (q), n;
-
-  for (n = 0; n < nr && index + n < per_slice; ++n) {
-    if (refcount_get (s->data, index + n, q->refcount_order) != 0)
-      break;
-    refcount_set (s->data, index + n, q->refcount_order, 1);
-  }
-  if (n)
-    table_dirty_locked (q, s);
-  return n;
-}
-
-/* Clusters that were released lately: no search.  1 = some were found (or
- * *GOT = 0: the list is empty), 0, -1.
- */
-static int
-alloc_known_locked (struct qcow2 *q, struct slice_op *op, uint64_t nr,
-                    uint64_t *host, uint64_t *got, struct error *e)
-  REQUIRES (q->mutex)
-{
-  struct freed *f;
-  struct slice *s;
-  uint64_t index = 0;
-  int r;
-
-  *got = 0;
-  while (q->known_free.nr > 0) {
-    f = &q->known_free.items[q->known_free.nr - 1];
-    r = find_refcount_locked (q, op, f->host >> q->cluster_bits, &s, &index,
-                              e);
-    if (r != 1)
-      return r;
-    if (s)
-      *got = take_run_locked (q, s, index, min_u64 (nr, f->nr));
-    *host = f->host;
-    uint64_t gone = max_u64 (*got, 1);
-    f->host += gone << q->cluster_bits;
-    f->nr -= gone;
-    q->known_free.clusters -= gone;
-    if (f->nr == 0)
-      q->known_free.nr--;
-    if (*got)
-      break;
-  }
-  return 1;
-}
-
-/* Clusters that were freed and are not free yet. */
-static uint64_t
-waiting_clusters (const struct qcow2 *q)
-{
-  return q->quarantine.clusters + q->released.clusters;
-}
-
-/* Make them free, or wait until another thread that is at it has done so.
- * 0 = start over, -1.
- */
-static int
-reclaim_locked (struct qcow2 *q, struct slice_op *op, struct error *e)
-  REQUIRES (q->mutex)
-{
-  table_op_end_locked (q, op);
-  if (q->releasing) {
-    mutex_wait (&q->mutex, &q->cache.changed);
-    return 0;
-  }
-  if (qcow2_epoch_locked (q, e) == -1)
-    return -1;
-  qcow2_release_locked (q);
-  return 0;
-}
-
-/* The storage ends here and cannot grow.  0 = start over, -1 = it is full. */
-static int
-no_space_locked (struct qcow2 *q, struct slice_op *op, struct error *e)
-  REQUIRES (q->mutex)
-{
-  if (waiting_clusters (q) > 0 || q->epoch_frees || q->releasing)
-    return reclaim_locked (q, op, e);
-  return error_set (e, ENOSPC, "%s: no free cluster left, and the storage (%"
-                    PRIu64 " bytes) cannot grow", q->format.storage->name,
-                    storage_size (q->format.storage));
-}
-
-/* The search goes up only, so what it has passed behind the end is in use. */
-static int
-check_search_locked (struct qcow2 *q, struct error *e) REQUIRES (q->mutex)
-{
-  uint64_t end = q->end >> q->cluster_bits;
-
-  if (q->free_cursor <= end + MAX_USED_BEHIND_END)
-    return 0;
-  return qcow2_corrupt_locked (q, e, "the refcounts call %" PRIu64 " clusters"
-                               " behind the end of the file used",
-                               q->free_cursor - end);
-}
-
-static int
-alloc_search_locked (struct qcow2 *q, struct slice_op *op, uint64_t nr,
-                     uint64_t *host, uint64_t *got, struct error *e)
-  REQUIRES (q->mutex)
-{
-  uint64_t per_slice = entries_per_slice (q), index = 0, room;
-  struct slice *s;
-  int r;
-
-  for (;;) {
-    room = room_at (q, q->free_cursor);
-    if (room == 0)
-      return no_space_locked (q, op, e);
-    if (check_search_locked (q, e) == -1)
-      return -1;
-    r = find_refcount_locked (q, op, q->free_cursor, &s, &index, e);
-    if (r != 1)
-      return r;
-    if (!s)
-      return grow_locked (q, op, q->free_cursor, e);
-    for (; index < per_slice && room > 0; ++index, --room) {
-      *got = take_run_locked (q, s, index, min_u64 (nr, room));
-      if (*got) {
-        *host = q->free_cursor << q->cluster_bits;
-        q->free_cursor += *got;
-        return 1;
-      }
-      q->free_cursor++;
-    }
-  }
-}
-
-int
-qcow2_alloc_locked (struct qcow2 *q, struct slice_op *op, uint64_t nr,
-                    uint64_t *host, uint64_t *got, bool *fresh,
-                    struct error *e)
-{
-  int r;
-
-  if (q->growing) {
-    /* Who grows may need the token that this operation has. */
-    table_op_end_locked (q, op);
-    mutex_wait (&q->mutex, &q->cache.changed);
-    return 0;
-  }
-  if (q->known_free.nr == 0
-      && waiting_clusters (q) << q->cluster_bits >= QUARANTINE_BYTES)
-    return reclaim_locked (q, op, e);
-  r = table_make_room_locked (q, 1, e);
-  if (r != 1)
-    return r;
-  r = alloc_known_locked (q, op, nr, host, got, e);
-  if (r == 1 && *got == 0)
-    r = alloc_search_locked (q, op, nr, host, got, e);
-  if (r != 1)
-    return r;
-  if (claim_locked (q, *host >> q->cluster_bits, *got, fresh, e) == -1)
-    return -1;
-  return 1;
 }
