@@ -8,6 +8,7 @@ line, and what may be there afterwards.
 import os
 import random
 import re
+import struct
 
 from torture_image import KEY, Image, run
 from torture_rules import (Gone, Keep, Made, MadeSecret, Parts, Replaced,
@@ -226,10 +227,16 @@ def dirty_qed(m):
          "a"], m.cwd, ok=None)
 
 
+NONE = 0xffffffff               # no place, in the map of a VDI image
+
+
 def wrong_vdi(m):
-    """More blocks in the header than there are."""
-    m.filled("a", "", 4096 * K, fmt="vdi")
-    m.poke("a", 384, (4).to_bytes(4, "little"))
+    """Two blocks share a place, one is nobody's, and the number is too small."""
+    m.create("a", "", 8192 * K, fmt="vdi")
+    m.io("a", "write -P 5 1M 300k", "write -P 6 3M 1M", "write -P 7 4M 20k",
+         "write -P 8 6M 1M", fmt="vdi")
+    m.poke("a", 512, struct.pack("<8I", 1, 0, NONE, 3, NONE, 1, 3, NONE))
+    m.poke("a", 388, struct.pack("<I", 2))
 
 
 def source(m):
