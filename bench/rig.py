@@ -19,6 +19,10 @@ import subprocess
 import sys
 import time
 
+sys.path.insert(1, os.path.join(os.path.dirname(os.path.realpath(__file__)),
+                                "..", "tests", "soak"))
+from holes import data_ranges  # noqa
+
 
 class Failed(Exception):
     pass
@@ -177,18 +181,6 @@ class Bench:
 
     def server(self, kind, image=None, readonly=False, fmt="qcow2"):
         return Server(self, kind, image, readonly, fmt)
-
-
-def data_ranges(fd):
-    """A large image is mostly holes, which need no reading."""
-    end = 0
-    while True:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError:
-            return
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, end
 
 
 def copy_files(source, stage, limit):

@@ -10,6 +10,7 @@ Who reads the disk first decides, and all others must then read the same.
 
 import os
 
+from holes import data_ranges
 from peers import Wrong
 
 SECTOR = 512
@@ -138,17 +139,6 @@ class Disk:
                 run = [start + at, len(sector), byte]
             if run and run[2] is not None:
                 yield tuple(run)
-
-
-def data_ranges(fd):
-    end = 0
-    while True:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError:
-            return
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, end
 
 
 class Requests:
