@@ -20,6 +20,7 @@ import json
 import os
 import random
 import re
+import shutil
 import struct
 import sys
 import threading
@@ -278,11 +279,21 @@ def is_dirty(disk):
     return info.get("dirty-flag", False)
 
 
+def check_mended(disk):
+    """What is marked dirty is something that check -r mends."""
+    copy = disk.image + ".mended"
+    shutil.copyfile(disk.image, copy)
+    run("qemu-img", "check", "-r", "all", "-f", disk.fmt, copy, ok=(0, 3))
+    run("qemu-img", "check", "-f", disk.fmt, copy, ok=(0, 3))
+    os.unlink(copy)
+
+
 def check_by_qemu(disk):
     """Returns what is to be told about it."""
     if disk.fmt not in CHECKED:
         return ""
     if is_dirty(disk):
+        check_mended(disk)
         return ", dirty"
     vdi = disk.fmt == "vdi"
     out = run("qemu-img", "check", *disk.qemu, ok=(0, 2) if vdi else (0, 3))
