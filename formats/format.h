@@ -398,6 +398,13 @@ struct format_ops {
   int (*unmap) (struct format *, uint64_t guest, uint64_t length,
                 enum unmap_how how, uint64_t *done, struct error *);
 
+  /* Structural, after begin_write: nothing of the disk is in this layer any
+   * more, the backing file shows everywhere; the file gives back what it can.
+   * Durable on return; a crash leaves any part of it done.  NULL = as unmap
+   * (TRANSPARENT) of the whole disk.
+   */
+  int (*empty) (struct format *, struct error *);
+
   /* Guest data of [guest, guest+length) are about to change: whatever keeps
    * account of changes is told before they do.  The caller holds the range.
    * NULL = nothing does.

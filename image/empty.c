@@ -46,6 +46,18 @@ drop (struct image *im, uint64_t offset, uint64_t end, struct error *e)
   return 0;
 }
 
+static int
+empty_at_once (struct image *im, struct error *e)
+{
+  int r;
+
+  image_freeze (im);
+  packed_forget (im->packed, 0, image_size (im));
+  r = im->format->ops->empty (im->format, e);
+  image_thaw (im);
+  return r == -1 ? error_prefix (e, "%s", im->name) : 0;
+}
+
 int
 image_empty (struct image *im, struct error *e)
 {
@@ -55,6 +67,8 @@ image_empty (struct image *im, struct error *e)
 
   if (io_check_write (im, 0, size, e) == -1)
     return -1;
+  if (im->format->ops->empty)
+    return empty_at_once (im, e);
   if (!im->format->ops->unmap)
     return cannot (im, e);
   for (uint64_t offset = 0; r == 0 && offset < size; offset += n) {

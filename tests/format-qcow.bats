@@ -307,6 +307,33 @@ END
     "$NBDIMG" io -c 'write 512M 4k' a.qcow
 }
 
+@test "commit leaves an empty qcow image, as QEMU's does" {
+  need qemu-img qemu-io
+  local tool
+  for tool in qemu-img "$NBDIMG"; do
+    qemu-img create -q -f qcow a.qcow 4M
+    qemu-img create -q -f qcow -b a.qcow -F qcow b.qcow
+    qemu-io -c 'write -q -P 7 1M 300k' b.qcow
+    "$tool" commit -q b.qcow
+    cp b.qcow "empty.${tool##*/}"
+    "$NBDIMG" io -c 'read -q -P 7 1M 300k' -c 'write -q -P 8 2M 4k' b.qcow
+    reads qemu-io -c 'read -P 7 1M 300k' -c 'read -P 8 2M 4k' b.qcow
+  done
+  cmp empty.qemu-img "empty.${NBDIMG##*/}"
+  # a name that stands behind the tables is kept
+  "$NBDIMG" create -q -f qcow -b a.qcow -F qcow c.qcow
+  "$NBDIMG" io -c 'write -q -P 9 0 512' c.qcow
+  local at
+  at=$(stat -c %s c.qcow)
+  printf a.qcow >>c.qcow
+  poke c.qcow 8 "$(printf %016x "$at")"
+  "$NBDIMG" commit -q c.qcow
+  [ "$(stat -c %s c.qcow)" = $((at + 6)) ]
+  "$NBDIMG" io -c 'read -q -P 9 0 512' -c 'read -q -P 7 1M 300k' \
+    -c 'write -q -P 1 2M 512' -c 'read -q -P 1 2M 512' c.qcow
+  "$NBDIMG" info c.qcow | grep 'backing file: a.qcow'
+}
+
 @test "qcow has no check and no other size, and create says what it cannot" {
   need qemu-img
   "$NBDIMG" create -q -f qcow a.qcow 1M

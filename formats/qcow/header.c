@@ -126,6 +126,7 @@ parse_backing (struct qcow *q, const uint8_t *h, struct format_needs *needs,
     return -1;
   if (memchr (name, '\0', len))
     return error_set (e, EINVAL, "the backing file name contains a NUL byte");
+  q->name_end = offset + len;
   needs->backing = strndup (name, len);
   return needs->backing ? 0 : error_nomem (e, "backing file name", len);
 }
@@ -267,6 +268,7 @@ const struct format_ops format_qcow = {
   .link = qcow_link,
   .abandon = qcow_abandon,
   .unmap = qcow_unmap,
+  .empty = qcow_empty,
   .flush = qcow_flush,
   .metadata_dirty = qcow_metadata_dirty,
 };

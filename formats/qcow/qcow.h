@@ -12,6 +12,7 @@
  *   place.c   reserve, link, abandon, unmap
  *   epoch.c   write-back in order, flush
  *   survey.c  how far the file may grow
+ *   empty.c
  *   create.c
  *
  * An entry of the L1 table is the place of an L2 table, an entry of that is the
@@ -87,6 +88,7 @@ struct qcow {
   unsigned cluster_bits, l2_bits;
   uint64_t cluster_size;        /* bytes */
   uint64_t l1_table_offset, l1_size;    /* bytes, entries */
+  uint64_t name_end;            /* of the name of the backing file, or 0 */
   uint64_t tables_end;          /* no cluster and no L2 table lies before */
   bool has_backing;             /* after activate: unallocated is not zero */
 
@@ -178,6 +180,9 @@ extern bool qcow_metadata_dirty (struct format *f);
  */
 extern int qcow_survey (struct qcow *q, uint64_t first_new, uint64_t *limit,
                         struct error *e);
+
+/* ---- empty.c ---- */
+extern int qcow_empty (struct format *f, struct error *e);
 
 /* ---- create.c ---- */
 extern const struct format_option qcow_create_options[];

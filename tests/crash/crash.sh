@@ -85,6 +85,7 @@ resize-vdi    |vdi:static=off                        |can=g full alone
 commit        |cluster_size=4k                       |can=cb base discard
 commit-64k    |cluster_size=64k                      |can=crs base
 commit-qed    |qed:cluster_size=4k,table_size=2      |can=c base
+commit-qcow   |qcow:                                 |can=c base
 dirty         |cluster_size=4k,lazy_refcounts=on     |dirty discard
 dirty-snapshot|cluster_size=4k,lazy_refcounts=on     |dirty snapshot
 repair        |cluster_size=4k                       |wrong discard
