@@ -252,6 +252,7 @@ worker_free (struct worker *w)
   free (w->other);
   free (w->states);
   free (w->packed);
+  pthread_cond_destroy (&w->turn_came);
 }
 
 static int
@@ -261,6 +262,7 @@ worker_init (struct worker *w, struct convert *c, struct error *e)
   size_t clusters = c->cluster ? (size_t) (c->chunk / c->cluster) : 0;
 
   memset (w, 0, sizeof *w);
+  pthread_cond_init (&w->turn_came, NULL);
   w->c = c;
   w->buf = aligned_alloc (4096, chunk);
   w->states = malloc (blocks);
@@ -350,8 +352,6 @@ op_convert (struct image *target, const struct convert_opts *opts,
   int r;
 
   mutex_init (&c.mutex);
-  for (size_t i = 0; i < CONVERT_MAX_WORKERS; ++i)
-    pthread_cond_init (&c.turn_came[i], NULL);
   rate_init (&c.rate, ctx ? ctx->rate_limit : 0);
   r = setup (&c, e);
   if (r == 0)
@@ -359,8 +359,6 @@ op_convert (struct image *target, const struct convert_opts *opts,
   if (result)
     *result = c.result;
   rate_destroy (&c.rate);
-  for (size_t i = 0; i < CONVERT_MAX_WORKERS; ++i)
-    pthread_cond_destroy (&c.turn_came[i]);
   mutex_destroy (&c.mutex);
   free (c.sources);
   return r;

@@ -73,16 +73,15 @@ struct convert {
   struct rate rate;
 
   struct mutex mutex;
-  /* Whose turn comes is woken and nobody else: claims on their way have
-   * numbers in a row, one for each worker, so each has a condition of its own.
-   */
-  pthread_cond_t turn_came[CONVERT_MAX_WORKERS];
   /* guarded by mutex */
   uint64_t next;                /* what is before it has been claimed */
   uint64_t known_end;           /* the state of [next, known_end) is known */
   enum block_state known;
   uint64_t nr_claims;
   uint64_t turn;                /* the claim that may write */
+  struct worker *waiting[CONVERT_MAX_WORKERS];  /* for the turn of a claim;
+                                   those on their way have numbers in a row,
+                                   one for each worker */
   uint64_t done;                /* bytes, for progress */
   uint64_t error_offset;        /* of error, valid when it is set */
   struct error error;
@@ -116,6 +115,11 @@ struct worker {
   size_t *packed;               /* length of each cluster's stream */
   struct bad_range bad;
   struct convert_result result;
+
+  pthread_cond_t turn_came;     /* with c->mutex: or its claim was taken over */
+  /* guarded by c->mutex */
+  bool filled;                  /* waiting: another may write the claim */
+  bool taken;                   /* another does */
 };
 
 /* ---- convert_plan.c ---- */
@@ -135,12 +139,16 @@ convert_stopped (const struct convert *c)
 /* Claim the next part of the disk.  False = nothing is left, or stopped. */
 extern bool convert_claim (struct convert *c, struct claim *claim);
 
-/* Wait until all claims before this one have been written.  False = stopped.
+/* Wait until all claims before W's have been written.  FILLED: nothing is left
+ * to be done for it but writing, which whoever wrote the one before may take
+ * over.  False = taken over, or stopped.
  */
-extern bool convert_wait_turn (struct convert *c, const struct claim *claim);
+extern bool convert_wait_turn (struct worker *w, bool filled);
 
-/* The claim has been written. */
-extern void convert_claim_done (struct convert *c, const struct claim *claim);
+/* W's claim has been written.  True = W has taken over the next one, which is
+ * to be written now.
+ */
+extern bool convert_claim_done (struct worker *w);
 
 /* ---- convert_source.c ---- */
 

@@ -39,7 +39,7 @@ share (struct worker *w, uint64_t offset, uint64_t len, struct storage *st,
    * found that nothing can be shared: a second try would take and give back
    * clusters, and the same sources would make another file.
    */
-  if (start >= end || !convert_wait_turn (c, &w->claim)
+  if (start >= end || !convert_wait_turn (w, false)
       || !convert_may_clone (c))
     return 0;
   if (image_share (c->target, start, end - start, st, host + (start - offset),

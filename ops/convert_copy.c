@@ -362,22 +362,38 @@ prepare (struct worker *w, struct error *e)
   return c->cluster ? pack (w, e) : 0;
 }
 
+/* All that can be done before it is the claim's turn. */
+static int
+fill (struct worker *w, struct error *e)
+{
+  if (w->claim.state == BLOCK_ZERO)
+    return 0;
+  rate_wait (&w->c->rate, claim_length (w), stopped, w->c);
+  return prepare (w, e);
+}
+
+static int
+write_claim (struct worker *w, struct error *e)
+{
+  if (w->claim.state == BLOCK_ZERO)
+    return write_zeroes (w, w->claim.start, claim_length (w), e);
+  return write_out (w, e);
+}
+
 static int
 copy (struct worker *w, struct error *e)
 {
-  struct convert *c = w->c;
+  int r = fill (w, e);
 
-  if (w->claim.state == BLOCK_ZERO) {
-    if (!convert_wait_turn (c, &w->claim))
-      return 0;
-    return write_zeroes (w, w->claim.start, claim_length (w), e);
-  }
-  rate_wait (&c->rate, claim_length (w), stopped, c);
-  if (prepare (w, e) == -1)
+  convert_report_bad (w);
+  if (r == -1)
     return -1;
-  if (!convert_wait_turn (c, &w->claim))
+  if (!convert_wait_turn (w, true))
     return 0;
-  return write_out (w, e);
+  do
+    r = write_claim (w, e);
+  while (r == 0 && convert_claim_done (w));
+  return r;
 }
 
 int
@@ -386,10 +402,7 @@ convert_copy (struct worker *w)
   struct error e = ERROR_INIT;
   int r = copy (w, &e);
 
-  convert_report_bad (w);
   if (r == -1)
     convert_fail (w->c, w->claim.start, &e);
-  else
-    convert_claim_done (w->c, &w->claim);
   return r;
 }

@@ -28,10 +28,10 @@ claim_unit (const struct convert *c)
   return max_u64 (c->detect, max_u64 (c->grain, c->share_unit));
 }
 
-static pthread_cond_t *
-turn_came (struct convert *c, uint64_t number)
+static struct worker **
+waiting_at (struct convert *c, uint64_t number)
 {
-  return &c->turn_came[number % CONVERT_MAX_WORKERS];
+  return &c->waiting[number % CONVERT_MAX_WORKERS];
 }
 
 static void
@@ -43,8 +43,9 @@ set_error_locked (struct convert *c, uint64_t offset, const struct error *e)
     c->error_offset = offset;
   }
   __atomic_store_n (&c->stop, true, __ATOMIC_RELEASE);
-  for (uint64_t i = 0; i < CONVERT_MAX_WORKERS; ++i)
-    pthread_cond_signal (turn_came (c, i));
+  for (size_t i = 0; i < CONVERT_MAX_WORKERS; ++i)
+    if (c->waiting[i])
+      pthread_cond_signal (&c->waiting[i]->turn_came);
 }
 
 void
@@ -158,26 +159,93 @@ convert_claim (struct convert *c, struct claim *claim)
   return r;
 }
 
-bool
-convert_wait_turn (struct convert *c, const struct claim *claim)
+/* ---- turns ---- */
+
+static bool
+wait_turn_locked (struct convert *c, struct worker *w, bool filled)
+  REQUIRES (&c->mutex)
 {
+  w->filled = filled;
+  w->taken = false;
+  while (c->turn != w->claim.number && !w->taken && !c->stop) {
+    *waiting_at (c, w->claim.number) = w;
+    mutex_wait (&c->mutex, &w->turn_came);
+  }
+  if (w->taken)
+    return false;
+  *waiting_at (c, w->claim.number) = NULL;
+  return !c->stop;
+}
+
+bool
+convert_wait_turn (struct worker *w, bool filled)
+{
+  struct convert *c = w->c;
+  bool r;
+
   if (!c->in_order)
     return !convert_stopped (c);
   mutex_lock (&c->mutex);
-  while (c->turn != claim->number && !c->stop)
-    mutex_wait (&c->mutex, turn_came (c, claim->number));
+  r = wait_turn_locked (c, w, filled);
   mutex_unlock (&c->mutex);
-  return !convert_stopped (c);
+  return r;
 }
 
-void
-convert_claim_done (struct convert *c, const struct claim *claim)
+/* W gets the claim of FROM with its buffers, FROM those of W.  With c->mutex
+ * held.
+ */
+static void
+take_over (struct worker *w, struct worker *from)
 {
+  uint8_t *buf = w->buf, *other = w->other, *states = w->states;
+  size_t *packed = w->packed;
+
+  w->claim = from->claim;
+  w->buf = from->buf;
+  w->other = from->other;
+  w->states = from->states;
+  w->packed = from->packed;
+  from->buf = buf;
+  from->other = other;
+  from->states = states;
+  from->packed = packed;
+  from->taken = true;
+}
+
+/* Whose turn it is now is asleep.  If all it would do is write, W does it:
+ * nobody waits until the other one runs, which on a busy machine takes longer
+ * than the write, and that one can fill another buffer meanwhile.  1.4 GB of
+ * raw disk to qcow2 beside 20 other processes: 0.34 s, where waking the other
+ * one for each chunk took 2.2 s and a single worker 0.34 s.
+ */
+static bool
+pass_turn_locked (struct convert *c, struct worker *w)
+  REQUIRES (&c->mutex)
+{
+  struct worker **slot, *next;
+
+  c->turn = w->claim.number + 1;
+  slot = waiting_at (c, c->turn);
+  next = *slot;
+  if (!next || c->stop)
+    return false;
+  pthread_cond_signal (&next->turn_came);
+  if (!next->filled)
+    return false;
+  *slot = NULL;
+  take_over (w, next);
+  return true;
+}
+
+bool
+convert_claim_done (struct worker *w)
+{
+  struct convert *c = w->c;
+  bool r;
+
   mutex_lock (&c->mutex);
-  if (c->in_order) {
-    c->turn = claim->number + 1;
-    pthread_cond_signal (turn_came (c, c->turn));
-  }
-  add_done_locked (c, claim->end - claim->start);
+  add_done_locked (c, w->claim.end - w->claim.start);
+  r = c->in_order && pass_turn_locked (c, w);
   mutex_unlock (&c->mutex);
+  return r;
 }
