@@ -179,8 +179,10 @@ class Bench:
 
     # ---- servers ----
 
-    def server(self, kind, image=None, readonly=False, fmt="qcow2"):
-        return Server(self, kind, image, readonly, fmt)
+    def server(self, kind, image=None, readonly=False, fmt="qcow2",
+               source=None):
+        return Server(self, kind, image, readonly, source or
+                      ["-f", fmt, image])
 
 
 def copy_files(source, stage, limit):
@@ -204,22 +206,24 @@ def copy_files(source, stage, limit):
 
 
 class Server:
-    """An NBD server for the time of a "with"; URI, and its memory at the end."""
+    """An NBD server for the time of a "with"; URI, and its memory at the end.
 
-    def __init__(self, bench, kind, image, readonly, fmt):
+    SOURCE is how a command of ours or QEMU's is told of the image.
+    """
+
+    def __init__(self, bench, kind, image, readonly, source):
         self.socket = bench.path("s.sock")
         self.pidfile = bench.path("s.pid")
         self.uri = "nbd+unix:///?socket=" + self.socket
         self.memory = 0.0
         read = ["-r"] if readonly else []
         if kind == "qemu-nbd":
-            self.command = ["qemu-nbd", "-t", "-e", "16", "-f", fmt, "-k",
-                            self.socket, "--pid-file", self.pidfile,
-                            "--discard=unmap"] + read + [image]
+            self.command = ["qemu-nbd", "-t", "-e", "16", "-k", self.socket,
+                            "--pid-file", self.pidfile,
+                            "--discard=unmap"] + read + source
         elif kind == "nbdimg":
-            self.command = [bench.nbdimg, "serve", "-t", "-f", fmt, "-k",
-                            self.socket, "--pid-file", self.pidfile] + read + \
-                           [image]
+            self.command = [bench.nbdimg, "serve", "-t", "-k", self.socket,
+                            "--pid-file", self.pidfile] + read + source
         else:
             self.command = ["nbdkit", "-f", "-U", self.socket, "-P",
                             self.pidfile] + read + kind.split() + \
@@ -264,15 +268,17 @@ def peak_memory(pid):
 
 
 def fio(bench, server, pattern, block, connections=1, depth=16, size=None,
-        extra=()):
-    """Requests a second, by fio's NBD engine."""
+        seconds=None, extra=()):
+    """Requests a second, by fio's NBD engine, in SECONDS or of SIZE bytes."""
     command = ["fio", "--name=x", "--ioengine=nbd", "--uri=" + server.uri,
                "--rw=" + pattern, "--bs=" + block, "--iodepth=%d" % depth,
                "--numjobs=%d" % connections, "--group_reporting",
-               "--time_based", "--runtime=%d" % bench.fio_time,
                "--randrepeat=1", "--output-format=json"] + list(extra)
     if size:
-        command.append("--size=" + size)
+        command.append("--io_size=" + size)
+    else:
+        command += ["--time_based", "--runtime=%d" % (seconds
+                                                      or bench.fio_time)]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE,
                          stderr=subprocess.DEVNULL).stdout.decode()
     job = json.loads(out[out.index("{"):])["jobs"][0]
