@@ -233,7 +233,8 @@ setup (struct convert *c, struct error *e)
     return -1;
   find_base (c);
   c->target_is_zero = c->opts->target_is_zero && !c->target->backing;
-  c->clone = c->opts->copy_offload && !c->opts->compressed && !c->base;
+  c->clone = c->opts->copy_offload && !c->opts->compressed && !c->base
+    && !is_remote (c->target);
   choose_sizes (c);
   /* What stands where in a raw target does not depend on the order, and a
    * server should have several requests at hand.
@@ -289,6 +290,19 @@ work (void *arg)
   return NULL;
 }
 
+/* Blocks are shared in order, so as long as nothing is read a second worker
+ * would only be woken for each chunk: 1.4 GB by -C beside 20 other processes
+ * took 2.1 s, and 0.4 s like this.  False = all is done, or stopped.
+ */
+static bool
+share_alone (struct worker *w)
+{
+  while (convert_may_clone (w->c) && w->result.bytes_read == 0)
+    if (!convert_claim (w->c, &w->claim) || convert_copy (w) == -1)
+      return false;
+  return true;
+}
+
 /* Fewer workers than wanted are enough: the first runs in this thread. */
 static unsigned
 start_workers (struct convert *c, struct worker *workers, unsigned wanted)
@@ -320,12 +334,14 @@ static int
 run (struct convert *c, struct error *e)
 {
   struct worker workers[CONVERT_MAX_WORKERS];
-  unsigned n;
+  unsigned n = 1;
 
   if (worker_init (&workers[0], c, e) == -1)
     return -1;
-  n = start_workers (c, workers, choose_workers (c));
-  work (&workers[0]);
+  if (share_alone (&workers[0])) {
+    n = start_workers (c, workers, choose_workers (c));
+    work (&workers[0]);
+  }
   for (unsigned i = 0; i < n; ++i) {
     if (i > 0)
       pthread_join (workers[i].thread, NULL);
