@@ -415,8 +415,8 @@ test_regions (const struct kind *k, uint64_t cache_size)
 
 /* ---- all over a large disk ---- */
 
-/* Each sector is written once, by the thread whose turn its cluster is, and says
- * where it lies.
+/* Each sector is written once, by the thread whose turn its cluster is, and
+ * says where it lies.
  */
 static void *
 far_thread (void *opaque)
@@ -454,6 +454,73 @@ test_far (const struct kind *k, uint64_t size)
   free (w);
   fixture_reopen (&f);
   fixture_check_clean (&f);
+  fixture_tear_down (&f);
+}
+
+/* ---- one new table for all ---- */
+
+/* What one L2 table reaches, with clusters of 4 KiB, is as much. */
+#define TABLE_REACH (2 * MiB)
+
+static uint64_t
+place_of (unsigned round, unsigned thread)
+{
+  return round * TABLE_REACH + thread * (TABLE_REACH / MAX_THREADS);
+}
+
+static void *
+table_thread (void *opaque)
+{
+  struct worker *w = opaque;
+  struct error e = ERROR_INIT;
+  uint8_t buf[512];
+
+  for (unsigned r = 0; r < rounds; ++r) {
+    uint64_t at = place_of (r, w->number);
+
+    unit_random (buf, sizeof buf, at);
+    pthread_barrier_wait (w->barrier);
+    CHECK_OK (image_write (w->f->im, buf, sizeof buf, at, 0, &e), &e);
+  }
+  return NULL;
+}
+
+static void
+check_places (const struct fixture *f)
+{
+  uint8_t want[512], got[512];
+  struct error e = ERROR_INIT;
+
+  for (unsigned r = 0; r < rounds && !unit_bad; ++r)
+    for (unsigned i = 0; i < nr_threads; ++i) {
+      unit_random (want, sizeof want, place_of (r, i));
+      CHECK_OK (image_read (f->im, got, sizeof got, place_of (r, i), &e), &e);
+      same_bytes (got, want, place_of (r, i), sizeof got);
+    }
+}
+
+/* In each round all write where there is no table yet, at once: one adds it,
+ * and what the others put there is not lost with a second one.
+ */
+static void
+test_new_tables (const struct kind *k)
+{
+  pthread_barrier_t barrier;
+  struct fixture f;
+  struct worker *w;
+
+  begin ("all write where one table is missing", k, 1);
+  fixture_set_up (&f, k, rounds * TABLE_REACH, 1, jitter_new ("top", 0));
+  w = unit_alloc (nr_threads * sizeof w[0]);
+  pthread_barrier_init (&barrier, NULL, nr_threads);
+  for (unsigned i = 0; i < nr_threads; ++i)
+    w[i] = (struct worker) { .f = &f, .number = i, .barrier = &barrier };
+  run_workers (w, nr_threads, table_thread);
+  pthread_barrier_destroy (&barrier);
+  free (w);
+  fixture_reopen (&f);
+  fixture_check_clean (&f);
+  check_places (&f);
   fixture_tear_down (&f);
 }
 
@@ -540,6 +607,11 @@ main (int argc, char **argv)
   static const struct kind far_qcow = { "qcow:", false, false };
   static const struct kind far_qcow2 = { "compat=1.1", false, false };
   static const struct kind far_qed = { "qed:", false, false };
+  static const struct kind new_tables[] = {
+    { "qcow:", false, false },
+    { "qed:cluster_size=4096,table_size=1", false, false },
+    { "compat=1.1,cluster_size=4096", false, false },
+  };
   unsigned seconds = 300;
   int c, only = -1;
 
@@ -566,6 +638,8 @@ main (int argc, char **argv)
     test_far (&far_qcow, 200 * GiB);
     test_far (&far_qcow2, 16 * TiB);
     test_far (&far_qed, 64 * TiB);
+    for (unsigned i = 0; i < sizeof new_tables / sizeof new_tables[0]; ++i)
+      test_new_tables (&new_tables[i]);
   }
   return unit_end ();
 }
