@@ -8,6 +8,7 @@
 #ifndef NBDIMG_HARNESS_H
 #define NBDIMG_HARNESS_H
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,6 +19,21 @@
 #include "image/image.h"
 #include "image/packed.h"
 #include "storage/storage.h"
+
+/* The passphrase of encrypted images, which ask for little work. */
+#define HARNESS_SECRET "open"
+
+/* Images that are made with key-secret=s have it. */
+static inline void
+harness_add_secret (void)
+{
+  struct error e = ERROR_INIT;
+
+  if (secret_add ("s", HARNESS_SECRET, strlen (HARNESS_SECRET), &e) == -1) {
+    fprintf (stderr, "%s\n", e.text);
+    exit (EXIT_FAILURE);
+  }
+}
 
 /* "compat=0.10,cluster_size=4096" */
 static inline json_t *
@@ -100,9 +116,6 @@ harness_free (struct image *im)
   gate_destroy (&im->gate);
   free (im);
 }
-
-/* The passphrase of encrypted images, which ask for little work. */
-#define HARNESS_SECRET "open"
 
 static inline int
 harness_unlock (struct format *f, const struct format_needs *needs,

@@ -41,6 +41,9 @@ static const struct kind kinds[] = {
   { "compat=1.1,cluster_size=4096,data_file=d,data_file_raw=on", false, true },
   { "compat=1.1,data_file=d,extended_l2=on", false, true },
   { "compat=1.1,cluster_size=4096,compression_type=zstd", true, false },
+  { "compat=1.1,cluster_size=4096,encrypt.format=luks,encrypt.key-secret=s,"
+    "encrypt.iter-time=1", true, false },
+  { "qcow:encrypt.format=aes,encrypt.key-secret=s", true, false },
   { "vdi:static=off", false, false },
   { "vdi:static=on", false, false },
   { "qed:cluster_size=65536", false, false },
@@ -292,6 +295,7 @@ main (int argc, char **argv)
   unsigned nr = 400;
   int c, only = -1;
 
+  harness_add_secret ();
   state = 88172645463325252u;
   while ((c = getopt (argc, argv, "m:n:s:k:")) != -1)
     switch (c) {

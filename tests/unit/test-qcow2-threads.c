@@ -30,6 +30,9 @@ static const struct kind kinds[] = {
   { "compat=1.1,cluster_size=4096,data_file=d", false, true },
   { "compat=1.1,cluster_size=4096,lazy_refcounts=on,refcount_bits=32", true,
     false },
+  { "compat=1.1,cluster_size=4096,encrypt.format=luks,encrypt.key-secret=s,"
+    "encrypt.iter-time=1", true, false },
+  { "qcow:encrypt.format=aes,encrypt.key-secret=s", false, false },
   { "vdi:static=off", false, false },
   { "qed:cluster_size=65536", true, false },
   { "qed:cluster_size=4096,table_size=1", true, false },
@@ -127,13 +130,16 @@ begin (const char *what, const struct kind *k, uint64_t cache_size)
 
 enum { STRIPE_CLUSTERS = 12, STRIPES_EACH = 4 };
 
-/* The stripes are sectors, but for the smallest clusters. */
+/* The stripes are sectors, but for the smallest clusters, and where sectors are
+ * encrypted: each is written as a whole, whoever has a part of it.
+ */
 static uint64_t
 stripe_size (const struct worker *w)
 {
   uint64_t cs = w->f->im->format->info.cluster_size;
 
-  return min_u64 (512, cs / nr_threads & ~UINT64_C (7));
+  return min_u64 (w->f->im->format->encrypted ? 64 : 512,
+                  cs / nr_threads & ~UINT64_C (7));
 }
 
 static void
@@ -615,6 +621,7 @@ main (int argc, char **argv)
   unsigned seconds = 300;
   int c, only = -1;
 
+  harness_add_secret ();
   while ((c = getopt (argc, argv, "n:t:s:k:w:")) != -1)
     switch (c) {
     case 'n': rounds = (unsigned) strtoul (optarg, NULL, 0); break;
