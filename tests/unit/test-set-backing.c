@@ -2,16 +2,16 @@
  * Copyright the nbdimg developers. */
 
 /* Another backing file: the header says the old one or the new one, at
- * whichever write or flush it ends, and everything else in it stays.
+ * whichever request it ends, whatever a crash then leaves of what was not
+ * flushed, and everything else in it stays.
  */
 
 #include <config.h>
 
 #include <errno.h>
 
-#include "common/bytes.h"
+#include "tests/unit/crash-log.h"
 #include "tests/unit/harness.h"
-#include "tests/unit/unit.h"
 
 #define DISK MiB
 
@@ -125,8 +125,35 @@ change (struct storage *st, const struct format_ops *ops,
   return r;
 }
 
-/* From what ST says to what TO says, with every write in turn failing after its
- * first half was done, and then with none.
+/* From what ST says to what TO says, with a crash after each request. */
+static void
+crash_step (struct storage *st, const struct format_ops *ops,
+            const struct named *from, const struct named *to)
+{
+  struct bytes before = bytes_of (st);
+  struct storage *log = log_new (before);
+  struct error e = ERROR_INIT;
+  const uint64_t picks[] = {
+    UINT64_MAX, 0, UINT64_MAX, UINT64_C (0x5555555555555555),
+    UINT64_C (0xaaaaaaaaaaaaaaaa), UINT64_C (0xcccccccccccccccc),
+  };
+
+  CHECK (change (log, ops, to, &e) == 0);
+  for (size_t end = 0; end <= the_log.nr && !unit_bad; ++end)
+    for (size_t i = 0; i < sizeof picks / sizeof picks[0]; ++i) {
+      struct storage *left = crash_state (before, end, picks[i], i == 2);
+
+      if (end == the_log.nr || !says (left, ops, from))
+        CHECK (says (left, ops, to));
+      storage_close (left);
+    }
+  storage_close (log);
+  log_clear ();
+  free (before.p);
+}
+
+/* The same with every request in turn failing, and all that follow, and then
+ * with none.
  */
 static void
 step (struct storage *st, const struct format_ops *ops,
@@ -203,8 +230,10 @@ run (unsigned kind, const struct named *list, size_t nr, const char *what)
   CHECK_OK (harness_create_format (st, ops, DISK, kinds[kind].options,
                                    list[0].name, NULL, &e), &e);
   CHECK (says (st, ops, &list[0]));
-  for (size_t i = 1; i < nr; ++i)
+  for (size_t i = 1; i < nr; ++i) {
+    crash_step (st, ops, &list[i - 1], &list[i]);
     step (st, ops, &list[i - 1], &list[i]);
+  }
   check_clean (st, ops);
   if (ops == &format_qcow2 && !list[nr - 1].name)
     check_extensions (st, kinds[kind].options);
