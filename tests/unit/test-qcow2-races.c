@@ -2,8 +2,8 @@
  * Copyright the nbdimg developers. */
 
 /* Schedules of two threads that went wrong once, or in another program, each
- * played on purpose: the storage calls back at the read or trim that one thread
- * does with the mutex dropped, and the other thread runs there.
+ * played on purpose: the storage calls back at the read, trim or flush that one
+ * thread does with the mutex dropped, and the other thread runs there.
  */
 
 #include <config.h>
@@ -26,6 +26,7 @@ struct breakpoint {
   bool lies;                    /* the next write of header fields is done, and
                                    fails */
   void *(*run) (void *);        /* in a thread of its own, meanwhile */
+  void (*flushing) (void *);    /* atomic: at the next flush, or NULL */
   void *opaque;
 };
 
@@ -85,6 +86,18 @@ breakpoint_trim (struct storage *st, uint64_t offset, uint64_t len,
   return jitter_trim (st, offset, len, flags, e);
 }
 
+static int
+breakpoint_flush (struct storage *st, struct error *e)
+{
+  struct breakpoint *b = (struct breakpoint *) st;
+  void (*flushing) (void *) = __atomic_exchange_n (&b->flushing, NULL,
+                                                   __ATOMIC_ACQ_REL);
+
+  if (flushing)
+    flushing (b->opaque);
+  return jitter_flush (st, e);
+}
+
 static const struct storage_ops breakpoint_ops = {
   .driver = "breakpoint",
   .close = wrapper_free,
@@ -92,7 +105,7 @@ static const struct storage_ops breakpoint_ops = {
   .pwrite = breakpoint_pwrite,
   .zero = jitter_zero,
   .trim = breakpoint_trim,
-  .flush = jitter_flush,
+  .flush = breakpoint_flush,
   .truncate = jitter_truncate,
   WRAPPER_OPS,
 };
@@ -564,6 +577,69 @@ test_new_block (void)
   fixture_tear_down (&f);
 }
 
+/* ---- a flush that comes while tables are written ---- */
+
+struct late {
+  struct fixture *f;
+  pthread_t id;
+  int written;                  /* atomic */
+};
+
+enum { LATE_PLACE = 1 << 20 };
+
+static void *
+late_thread (void *opaque)
+{
+  struct late *l = opaque;
+  struct error e = ERROR_INIT;
+  uint8_t want[512];
+
+  unit_random (want, sizeof want, LATE_PLACE);
+  CHECK_OK (image_write (l->f->im, want, sizeof want, LATE_PLACE, 0, &e), &e);
+  __atomic_store_n (&l->written, 1, __ATOMIC_RELEASE);
+  CHECK_OK (image_flush (l->f->im, &e), &e);
+  check_durable (l->f, want, LATE_PLACE);
+  return NULL;
+}
+
+/* The tables have been copied to be written out.  The pause lets the other
+ * thread get to its flush: without it the test would see less, but not fail.
+ */
+static void
+start_late (void *opaque)
+{
+  struct late *l = opaque;
+
+  if (pthread_create (&l->id, NULL, late_thread, l) != 0)
+    abort ();
+  while (!__atomic_load_n (&l->written, __ATOMIC_ACQUIRE))
+    sched_yield ();
+  usleep (20000);
+}
+
+static void
+test_late_flush (void)
+{
+  static const struct kind k = { "compat=1.1,cluster_size=4096", false, false };
+  struct breakpoint *b = breakpoint_new ();
+  struct error e = ERROR_INIT;
+  struct fixture f;
+  struct late l = { .f = &f };
+
+  unit_begin ("a flush does not end with one that began before the write");
+  fixture_set_up (&f, &k, 2 * MiB, 1 << 20, &b->wrapper.base);
+  write_cluster (&f, 0);
+  b->opaque = &l;
+  __atomic_store_n (&b->flushing, start_late, __ATOMIC_RELEASE);
+  CHECK_OK (image_flush (f.im, &e), &e);
+  CHECK (l.written);
+  if (l.written)
+    pthread_join (l.id, NULL);
+  fixture_reopen (&f);
+  fixture_check_clean (&f);
+  fixture_tear_down (&f);
+}
+
 int
 main (void)
 {
@@ -574,5 +650,6 @@ main (void)
   test_growth ();
   test_lost_answer ();
   test_new_block ();
+  test_late_flush ();
   return unit_end ();
 }
