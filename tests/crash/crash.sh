@@ -268,7 +268,7 @@ while IFS='|' read -r name options extras; do
   format=qcow2
   case $options in *:*) format=${options%%:*} options=${options#*:} ;; esac
   key=encrypt.key-secret
-  [ "$format" != luks ] || key=key-secret
+  [ "$format" != luks ] || key="key-secret"
   # shellcheck disable=SC2254
   case $name in ${CRASH_KINDS:-*}) ;; *) continue ;; esac
   if has full && [ "$max" -lt 500 ]; then continue; fi
