@@ -66,24 +66,36 @@ change (struct image *im, json_t *options, const struct amend_opts *opts,
   return r;
 }
 
+static bool
+names_backing (const json_t *options)
+{
+  return json_object_get (options, "backing_file")
+    || json_object_get (options, "backing_fmt");
+}
+
 int
 op_amend (struct image *im, const struct amend_opts *opts,
-          struct op_ctx *ctx, struct error *e)
+          struct amend_result *result, struct op_ctx *ctx, struct error *e)
 {
   const struct format_ops *format = im->format->ops;
   json_t *options;
   int r;
 
+  *result = (struct amend_result) { .only_by_rebase = false };
   if (!format->amend_options)
     return error_set (e, ENOTSUP, "Format driver '%s' does not support option"
                       " amendment", format->name);
   options = op_amend_options (format, opts->options, e);
-  if (!options)
+  if (!options) {
+    result->only_for_creation = e->err == ENOENT;
     return -1;
+  }
   if (op_cancelled (ctx))
     r = error_set (e, ECANCELED, "amend was cancelled");
   else
     r = change (im, options, opts, ctx, e);
+  result->only_by_rebase = r == -1 && e->err == EPERM
+    && names_backing (options);
   if (r == 0 && !format->amend && ctx->progress)
     ctx->progress (ctx->opaque, 1, 1);
   json_decref (options);

@@ -129,11 +129,14 @@ struct amend_opts {
   bool force;                   /* erase the last key slot, or overwrite one in
                                    use */
 };
-/* ENOENT: an option of create alone; EPERM: the backing file is to be changed,
- * which rebase does.
- */
+/* Why it was refused, where that has an advice. */
+struct amend_result {
+  bool only_for_creation;       /* an option of create alone */
+  bool only_by_rebase;          /* the backing file was to be changed */
+};
 extern int op_amend (struct image *im, const struct amend_opts *opts,
-                     struct op_ctx *ctx, struct error *e);
+                     struct amend_result *result, struct op_ctx *ctx,
+                     struct error *e);
 
 /* ---- bench ---- */
 

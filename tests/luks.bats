@@ -456,6 +456,7 @@ active_slots () {
   cp disk before
   while IFS='|' read -r options text; do
     expect_error 1 "$text" amend_keys "$options"
+    [ "${#stderr_lines[@]}" = 1 ] || fail "$options: $stderr"
     cmp disk before
   done <<'END'
 state=inactive,keyslot=0|no active keyslot would be left

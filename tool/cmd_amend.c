@@ -5,7 +5,6 @@
 
 #include <config.h>
 
-#include <errno.h>
 #include <stdlib.h>
 
 #include "tool/tool.h"
@@ -116,12 +115,13 @@ parse (struct tool_args *args, struct request *rq)
 }
 
 static int
-fail (const struct request *rq, const struct error *e)
+fail (const struct request *rq, const struct amend_result *result,
+      const struct error *e)
 {
   tool_fail_image (rq->image.name, e);
-  if (e->err == ENOENT)
+  if (result->only_for_creation)
     fputs ("This option is only supported for image creation\n", stderr);
-  if (e->err == EPERM)
+  if (result->only_by_rebase)
     fprintf (stderr, "You can use '%s rebase' instead.\n", program);
   return 1;
 }
@@ -132,14 +132,15 @@ amend (const struct request *rq, struct image *im)
   const struct amend_opts opts = {
     .options = rq->options, .force = rq->force,
   };
+  struct amend_result result;
   struct error e = ERROR_INIT;
   struct op_ctx ctx;
   int r;
 
   tool_progress_start (&rq->progress, "amend", &ctx);
-  r = op_amend (im, &opts, &ctx, &e);
+  r = op_amend (im, &opts, &result, &ctx, &e);
   tool_progress_end ();
-  return r == 0 ? 0 : fail (rq, &e);
+  return r == 0 ? 0 : fail (rq, &result, &e);
 }
 
 static int
