@@ -105,6 +105,8 @@ static int
 check (const struct request *rq)
 {
   const struct bench_opts *o = &rq->opts;
+  const char *conflict = tool_native_conflict (rq->native,
+                                               rq->image.open.cache);
 
   if (!o->write && o->flush_interval)
     tool_error ("--flush-interval is only available in write tests");
@@ -113,9 +115,9 @@ check (const struct request *rq)
   else if (o->write && rq->image.open.force_share)
     tool_error ("Could not open '%s': force-share=on can only be used with "
                 "read-only images", rq->image.name);
-  else if (rq->image.image_opts
-           || tool_check_native (rq->image.name, rq->native,
-                                 rq->image.open.cache) == 0)
+  else if (!rq->image.image_opts && conflict)
+    tool_error ("Could not open '%s': %s", rq->image.name, conflict);
+  else
     return tool_check_image (&rq->image);
   return -1;
 }

@@ -5,7 +5,6 @@
 
 #include <config.h>
 
-#include <errno.h>
 #include <inttypes.h>
 #include <string.h>
 
@@ -203,7 +202,7 @@ check (struct request *rq, struct image *im, struct op_ctx *ctx)
 
   if (op_check (im, &opts, &result, ctx, &e) == -1) {
     tool_error ("Check failed: %s", e.text);
-    return e.err == ENOTSUP ? EXIT_NO_CHECK : EXIT_FAILED;
+    return EXIT_FAILED;
   }
   if (!result.supported) {
     tool_error ("This image format does not support checks");

@@ -245,15 +245,17 @@ io_how_copy (struct io_how *to, const struct io_how *from)
 int
 io_open (struct io_shell *sh, const struct io_how *how)
 {
+  const char *conflict = tool_native_conflict (how->native, how->cache);
   struct error e = ERROR_INIT;
 
   if (sh->image) {
     tool_error ("file open already, try 'help close'");
     return -1;
   }
-  if (how->name && !how->image_opts
-      && tool_check_native (how->name, how->native, how->cache) == -1)
+  if (how->name && !how->image_opts && conflict) {
+    tool_error ("can't open device %s: %s", how->name, conflict);
     return -1;
+  }
   if (io_how_copy (&sh->how, how) == -1)
     return -1;
   sh->image = open_image (how, &e);

@@ -102,14 +102,13 @@ tool_aio (const char *text, bool *native)
   return 0;
 }
 
-int
-tool_check_native (const char *name, bool native, enum cache_mode cache)
+const char *
+tool_native_conflict (bool native, enum cache_mode cache)
 {
   if (!native || cache == CACHE_NONE || cache == CACHE_DIRECTSYNC)
-    return 0;
-  tool_error ("Could not open '%s': aio=native was specified, but it requires "
-              "cache.direct=on, which was not specified.", name);
-  return -1;
+    return NULL;
+  return "aio=native was specified, but it requires cache.direct=on, which was "
+    "not specified.";
 }
 
 int

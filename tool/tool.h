@@ -194,9 +194,10 @@ extern int tool_output (const char *text, bool *json);
  */
 extern int tool_aio (const char *text, bool *native);
 
-/* QEMU's native engine wants -t none or directsync; a message and -1. */
-extern int tool_check_native (const char *name, bool native,
-                              enum cache_mode cache);
+/* Why QEMU's native engine, if it is asked for, does not go with the cache mode;
+ * NULL = it does.
+ */
+extern const char *tool_native_conflict (bool native, enum cache_mode cache);
 
 /* Add the argument of one -o to *ALL (owned by the caller, NULL at first). */
 extern int tool_add_options (char **all, const char *text);
