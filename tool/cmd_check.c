@@ -29,8 +29,7 @@ static const char usage[] =
 "  -h, --help   -V, --version\n"
 "\n"
 "Exit status: 0 no errors, 1 the check could not be done, 2 corrupt, 3 leaked\n"
-"clusters only, 63 the format has no check, or no repair; after -r: what is\n"
-"left.\n";
+"clusters only, 63 the format has no check; after -r: what is left.\n";
 
 /* The exit codes of qemu-img check. */
 enum {
