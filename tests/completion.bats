@@ -42,6 +42,17 @@ setup () {
   [ "$(complete_line map --max)" = --max-length ]
   [ "$(complete_line serve --backing o | xargs)" = 'on off' ]
   [ "$(complete_line resize --preallocation fa)" = falloc ]
+  for option in 'rebase -b' 'rebase --backing' 'bitmap -b' 'commit --base' \
+      'create -b' 'convert -B'; do
+    # shellcheck disable=SC2086
+    [ "$(complete_line $option disk.q)" = disk.qcow2 ] || fail "$option"
+  done
+  for option in 'rebase -F' 'bitmap -F' 'measure -O' 'dd -O' 'compare -F' \
+      'dd --output-format'; do
+    # shellcheck disable=SC2086
+    [ "$(complete_line $option ve)" = '' ] &&
+      [ "$(complete_line $option vd)" = vdi ] || fail "$option"
+  done
   [ "$(complete_line create -o x)" = '' ]
 }
 
