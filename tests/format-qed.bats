@@ -12,6 +12,11 @@ setup () {
   need qemu-img qemu-io
 }
 
+teardown () {
+  umount "$BATS_TEST_TMPDIR/small" 2>/dev/null || :
+  stop_all
+}
+
 # le BYTES VALUE: a number as it stands in a QED file, in hex
 le () {
   local i hex=
@@ -430,4 +435,23 @@ TABLE
   [[ $stderr == *'not closed cleanly'* ]]
   [[ $output == *'read 1048576/1048576'* ]]
   clean o
+}
+
+@test "a full disk fails the write that does not fit, and loses no other" {
+  need_root
+  local options
+  mkdir small
+  mount -t tmpfs -o size=3M none small || skip "cannot mount a tmpfs"
+  for options in cluster_size=64k cluster_size=4k,table_size=2; do
+    "$NBDIMG" create -q -f qed -o $options small/o 64M
+    run "$NBDIMG" io -c 'write -q -P 1 0 1M' -c 'write -q -P 2 1M 9M' \
+      -c flush -c 'read -q -P 1 0 1M' small/o
+    [[ $output == *"No space left"* && $output != *"writing out"* ]] ||
+      fail "$options: $output"
+    qemu-io -r -f qed -c 'read -P 1 0 1M' small/o >out
+    run ! grep -i 'fail\|error' out
+    "$NBDIMG" check small/o >out || [ $? = 3 ]
+    rm small/o
+  done
+  umount small
 }

@@ -153,7 +153,9 @@ qed_create (struct storage *st, const struct format_create_options *opts,
                       " needs a file, not a place of a fixed size", st->name);
   header = zeroes + HEADER_BYTES;
   put_header (&p, header);
+  /* The L1 table has its space from the start: see own_l2_locked. */
   if (storage_blank (st, p.g.cluster_size + p.g.table_bytes, e) == -1
+      || storage_zero (st, p.g.cluster_size, p.g.table_bytes, 0, e) == -1
       || storage_flush (st, e) == -1)
     return -1;
   return header_switch (st, zeroes, header, HEADER_BYTES, e);

@@ -68,12 +68,12 @@ own_l2_locked (struct qed *q, struct slice_op *op, uint64_t guest,
   if (r != 1)
     return r;
   q->linking = true;
-  r = 0;
-  if (!fresh) {
-    mutex_unlock (q->cache.mutex);
-    r = storage_zero (q->format.storage, host, q->g.table_bytes, 0, e);
-    mutex_lock (q->cache.mutex);
-  }
+  /* A fresh place too: its zeroes take space, so that a full disk fails the
+   * write that wants the table, and not the flush of all that it maps.
+   */
+  mutex_unlock (q->cache.mutex);
+  r = storage_zero (q->format.storage, host, q->g.table_bytes, 0, e);
+  mutex_lock (q->cache.mutex);
   if (r == 0)
     r = set_l1_entry_locked (q, op, guest, host, e);
   if (r == -1)
