@@ -302,7 +302,6 @@ struct format_ops {
   const char *name;
   bool has_backing;
   bool packs;                   /* images may hold compressed clusters */
-  bool grows;                   /* the storage must be able to grow */
   const struct format_option *create_options;   /* ends with a NULL name */
   const struct format_option *amend_options;    /* NULL = amend cannot be */
   const char *key_option;       /* what names the secret: "key-secret" or

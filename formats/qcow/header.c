@@ -252,7 +252,6 @@ const struct format_ops format_qcow = {
   .name = "qcow",
   .has_backing = true,
   .packs = true,
-  .grows = true,
   .create_options = qcow_create_options,
   .key_option = "encrypt.key-secret",
   .probe = qcow_probe,

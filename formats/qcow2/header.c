@@ -658,7 +658,6 @@ const struct format_ops format_qcow2 = {
   .name = "qcow2",
   .has_backing = true,
   .packs = true,
-  .grows = true,
   .create_options = qcow2_create_options,
   .key_option = "encrypt.key-secret",
   .probe = qcow2_probe,

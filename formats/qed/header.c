@@ -333,7 +333,6 @@ qed_begin_write (struct format *f, struct error *e)
 const struct format_ops format_qed = {
   .name = "qed",
   .has_backing = true,
-  .grows = true,
   .create_options = qed_create_options,
   .probe = qed_probe,
   .create = qed_create,

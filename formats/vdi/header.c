@@ -317,7 +317,6 @@ vdi_close (struct format *f, struct error *e)
 
 const struct format_ops format_vdi = {
   .name = "vdi",
-  .grows = true,
   .create_options = vdi_create_options,
   .probe = vdi_probe,
   .create = vdi_create,
