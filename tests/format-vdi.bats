@@ -332,6 +332,29 @@ END
   run ! grep -i fail out
 }
 
+@test "what another program left behind the end of a VDI disk never shows" {
+  need qemu-img qemu-io
+  local size
+  for size in 3M 300M; do
+    rm -f a.vdi raw
+    qemu-img create -q -f vdi a.vdi 3M
+    qemu-io -c 'write -q -P 7 2M 1M' -c 'write -q -P 8 0 1M' a.vdi
+    # the disk ends within block 0, and block 2 is behind it
+    poke a.vdi 368 0002000000000000
+    qemu-img convert -O raw a.vdi raw
+    [ "$(stat -c %s raw)" = 512 ]
+    "$NBDIMG" resize -q a.vdi $size
+    truncate -s $size raw
+    clean a.vdi
+    qemu-img compare -q -f raw -F vdi raw a.vdi
+    qemu-io -c 'write -q -P 9 1M 512' a.vdi
+    "$NBDIMG" io -c 'write -q -P 9 2M 512' a.vdi
+    qemu-io -c 'write -q -P 9 1M 512' -c 'write -q -P 9 2M 512' -f raw raw
+    clean a.vdi
+    qemu-img compare -q -f raw -F vdi raw a.vdi
+  done
+}
+
 @test "what is written after a VDI image could not grow goes nowhere else" {
   need_test_storage
   "$NBDIMG" create -q -f vdi a.vdi 4M

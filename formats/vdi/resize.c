@@ -121,8 +121,8 @@ take_place (struct vdi *v, uint64_t first, uint64_t *place, struct error *e)
 }
 
 /* A block that lies behind the old end of the disk (another program may leave
- * one) would show up in the new part; one that stands where the new map is to
- * be moves to the end.
+ * one) would show up in the new part: it becomes zero.  One that stands where
+ * the new map is to be moves to the end.
  */
 static int
 move_block (struct vdi *v, void *opaque, uint64_t block, uint32_t entry,
@@ -133,8 +133,10 @@ move_block (struct vdi *v, void *opaque, uint64_t block, uint32_t entry,
 
   if (!vdi_is_index (entry))
     return 0;
-  if (block >= disk)
-    return set_entry (v, block, VDI_UNALLOCATED, e);
+  if (block >= disk
+      && storage_zero (v->format.storage, vdi_host (v, entry), VDI_BLOCK_SIZE,
+                       STORAGE_MAY_UNMAP, e) == -1)
+    return -1;
   if (entry >= g->places)
     return 0;
   if (take_place (v, g->places, &place, e) == -1
