@@ -22,6 +22,7 @@
 
 #include "common/bytes.h"
 #include "common/hash.h"
+#include "common/interrupt.h"
 #include "common/secure.h"
 
 static const struct {
@@ -201,8 +202,10 @@ enum { CANCEL_PERIOD = 1024 };
 static bool
 cancelled (const struct pbkdf2 *p, uint32_t i)
 {
-  return p->cancel && i % CANCEL_PERIOD == 0
-    && __atomic_load_n (p->cancel, __ATOMIC_RELAXED);
+  if (i % CANCEL_PERIOD != 0)
+    return false;
+  return interrupted ()
+    || (p->cancel && __atomic_load_n (p->cancel, __ATOMIC_RELAXED));
 }
 
 /* The first block of U: the HMAC of the salt and the number of the block. */

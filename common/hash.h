@@ -51,7 +51,8 @@ struct pbkdf2 {
   const void *salt;
   size_t salt_len;
   uint32_t iterations;          /* > 0; whoever calls has limited it */
-  const bool *cancel;           /* atomic; set: stop (ECANCELED); or NULL */
+  const bool *cancel;           /* atomic; set: stop (ECANCELED); or NULL.
+                                   interrupt.h stops it too */
 };
 
 /* Derive LEN bytes. */

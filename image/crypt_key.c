@@ -20,7 +20,6 @@ image_unlock (struct image *im, struct error *e)
   struct secret secret;
   const struct format_key key = {
     .secret = &secret, .max_iterations = im->max_iterations,
-    .cancel = im->options.cancel,
   };
   int r;
 

@@ -107,7 +107,6 @@ struct image_open_options {
   unsigned nbd_connections;     /* 0 = choose */
   const char *key_secret;       /* id of the top layer's secret where the tree
                                    names none; or NULL */
-  const bool *cancel;           /* atomic: stop deriving keys; or NULL */
 };
 
 struct gate {                   /* rwlock that does not starve its writer */

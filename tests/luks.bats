@@ -352,6 +352,29 @@ END
     --image-opts "$(opts disk2),encrypt.max-iterations=999"
 }
 
+# Minutes of PBKDF2 are within the limit; this is hours.
+@test "Ctrl-C ends a command that derives a key" {
+  luks_key
+  new_luks our_create disk
+  qemu-img create -q -f raw raw 1M
+  poke disk 212 ffffffff
+  local o command
+  o=$(opts disk),max-iterations=4294967295
+  catches () {
+    local caught
+    caught=$(sed -n 's/^SigCgt:[[:space:]]*//p' "/proc/$STARTED_PID/status")
+    [ -n "$caught" ] && (( 0x$caught & 0x4000 ))
+  }
+  for command in map "compare $o" "convert -n --target-image-opts \
+      driver=raw,file.filename=raw"; do
+    # shellcheck disable=SC2086
+    start "$NBDIMG" $command "${SECRET[@]}" --image-opts "$o"
+    poll 10 catches
+    kill -TERM "$STARTED_PID"
+    poll 10 not_running "$STARTED_PID" || fail "$command goes on"
+  done
+}
+
 # ---- the encryption header is part of the image ----
 
 @test "check counts the encryption header, and notices what lies over it" {
