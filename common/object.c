@@ -10,6 +10,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <malloc.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -187,18 +188,31 @@ add (const struct object *o, struct error *e)
   return o->type->add (o->value, e);
 }
 
-/* jansson's copies of the values are wiped where they stand. */
+/* jansson frees what it read, and copies of it, in many places. */
 static void
-wipe_json (json_t *json)
+wiping_free (void *p)
 {
-  const char *name;
-  json_t *value;
+  if (p)
+    secure_wipe (p, malloc_usable_size (p));
+  free (p);
+}
 
-  json_object_foreach (json, name, value)
-    if (json_is_string (value))
-      secure_wipe ((void *) json_string_value (value),
-                   json_string_length (value));
+static int
+add_json (const char *text, struct error *e)
+{
+  struct object o = { .type = NULL };
+  json_malloc_t old_malloc;
+  json_free_t old_free;
+  json_t *json;
+  int r;
+
+  json_get_alloc_funcs (&old_malloc, &old_free);
+  json_set_alloc_funcs (old_malloc, wiping_free);
+  json = json_loads (text, JSON_REJECT_DUPLICATES, NULL);
+  r = parse_json (&o, json, e) == -1 ? -1 : add (&o, e);
   json_decref (json);
+  json_set_alloc_funcs (old_malloc, old_free);
+  return r;
 }
 
 int
@@ -207,15 +221,10 @@ object_add (const char *text, struct error *e)
   struct object o = { .type = NULL };
   size_t len = strlen (text);
   char *copy;
-  json_t *json;
   int r;
 
-  if (*text == '{') {
-    json = json_loads (text, JSON_REJECT_DUPLICATES, NULL);
-    r = parse_json (&o, json, e) == -1 ? -1 : add (&o, e);
-    wipe_json (json);
-    return r;
-  }
+  if (*text == '{')
+    return add_json (text, e);
   copy = strdup (text);
   if (!copy)
     return error_nomem (e, "an object", len);
