@@ -3,7 +3,8 @@
 
 /* Key slots that change while the power fails: the passphrase that stays opens
  * the disk in every state, a slot that says that it is in use has its key, and
- * one that says that it is not has lost it for good.
+ * one that says that it is not has lost it for good.  The only one that is
+ * overwritten opens the disk until the new one does.
  */
 
 #include <config.h>
@@ -49,6 +50,18 @@ opens (const struct luks_header *h, unsigned slot, struct storage *st,
   return luks_slot_opens (h, slot, st, 0, &key, &e) == 1;
 }
 
+/* By any slot. */
+static bool
+unlocks (const struct luks_header *h, struct storage *st,
+         const char *passphrase)
+{
+  bool r = false;
+
+  for (unsigned i = 0; i < LUKS_SLOTS; ++i)
+    r = r || (h->slots[i].active && opens (h, i, st, passphrase));
+  return r;
+}
+
 /* With the passphrase NEW, or away with it (NULL). */
 static void
 change (struct storage *st, unsigned slot, const char *unlock, const char *new)
@@ -65,9 +78,16 @@ change (struct storage *st, unsigned slot, const char *unlock, const char *new)
   CHECK_OK (luks_amend (&h, st, 0, storage_size (st), &key, &c, &e), &e);
 }
 
-/* Slot CHANGES has "old" if it is FULL, slot STAYS has "stays". */
+struct scene {
+  const char *promise;
+  bool full;                    /* there was a key in the slot */
+  const char *new;              /* the one that it gets, or NULL */
+  bool alone;                   /* and in no other one */
+};
+
+/* Slot CHANGES has "old" if it is FULL, slot STAYS has "stays" if not ALONE. */
 static struct bytes
-make_image (bool full)
+make_image (const struct scene *s)
 {
   struct error e = ERROR_INIT;
   struct storage *st = storage_memory_new ("image", 0, &e);
@@ -75,19 +95,25 @@ make_image (bool full)
 
   CHECK_OK (harness_create_format (st, &format_luks, 4096, KIND, NULL, NULL,
                                    &e), &e);
-  change (st, STAYS, "old", "stays");
-  if (!full)
+  if (!s->alone)
+    change (st, STAYS, "old", "stays");
+  if (!s->full)
     change (st, CHANGES, "stays", NULL);
   b = bytes_of (st);
   storage_close (st);
   return b;
 }
 
-struct scene {
-  const char *promise;
-  bool full;                    /* there was a key in the slot */
-  const char *new;              /* the one that it gets, or NULL */
-};
+static void
+judge_alone (const struct scene *s, struct storage *st, bool done)
+{
+  struct luks_header now = header_of (st);
+  bool has_new = unlocks (&now, st, s->new), has_old = unlocks (&now, st,
+                                                                "old");
+
+  CHECK (has_new || (has_old && !done));
+  CHECK (!done || (!has_old && !now.slots[STAYS].active));
+}
 
 /* What a crash left.  BEFORE: the header as it was at first; DONE: all has been
  * answered.
@@ -115,13 +141,13 @@ judge (const struct scene *s, struct storage *st,
 static void
 crash_everywhere (const struct scene *s)
 {
-  struct bytes template = make_image (s->full);
+  struct bytes template = make_image (s);
   struct storage *st = log_new (template), *state;
   struct luks_header before = header_of (st);
   uint64_t random[2];
 
   unit_begin (s->promise);
-  change (st, CHANGES, "stays", s->new);
+  change (st, CHANGES, s->alone ? "old" : "stays", s->new);
   CHECK (the_log.nr > 3);
   for (size_t end = 0; end <= the_log.nr && !unit_bad; ++end) {
     unit_random (random, sizeof random, end + 1);
@@ -130,7 +156,10 @@ crash_everywhere (const struct scene *s)
 
     for (size_t i = 0; i < sizeof picks / sizeof picks[0]; ++i) {
       state = crash_state (template, end, picks[i], i == 2);
-      judge (s, state, &before, end == the_log.nr);
+      if (s->alone)
+        judge_alone (s, state, end == the_log.nr);
+      else
+        judge (s, state, &before, end == the_log.nr);
       storage_close (state);
     }
   }
@@ -143,10 +172,14 @@ int
 main (void)
 {
   static const struct scene scenes[] = {
-    { "a slot in use has its key, whenever the power fails", false, "new" },
-    { "a slot that is erased has lost its key before it says so", true, NULL },
+    { "a slot in use has its key, whenever the power fails", false, "new",
+      false },
+    { "a slot that is erased has lost its key before it says so", true, NULL,
+      false },
     { "a key that is replaced is lost before the new one is there", true,
-      "new" },
+      "new", false },
+    { "the only key that is replaced opens the disk until another does", true,
+      "new", true },
   };
   struct error e = ERROR_INIT;
 
