@@ -69,8 +69,11 @@ vdi-8-threads |vdi:static=off                        |threads discard huge
 raw           |raw:                                  |discard
 luks          |luks:iter-time=1                      |encrypted
 luks-qcow2    |cluster_size=4k,encrypt.format=luks   |encrypted base discard
+luks-discard  |cluster_size=4k,encrypt.format=luks   |encrypted discard
+luks-extended |cluster_size=16k,extended_l2=on,encrypt.format=luks|encrypted base discard
 luks-threads  |cluster_size=4k,encrypt.format=luks   |encrypted threads base
-aes-qcow      |qcow:encrypt.format=aes               |encrypted base
+aes           |cluster_size=4k,encrypt.format=aes    |encrypted base discard
+aes-qcow      |qcow:encrypt.format=aes               |encrypted base discard
 qed-dirty     |qed:cluster_size=4k,table_size=2      |dirty base discard
 snapshots     |cluster_size=4k                       |snapshot can=s discard
 snapshots-v2  |compat=0.10,cluster_size=4k           |snapshot can=s discard
@@ -217,7 +220,7 @@ letters () {
 
 declare -a args
 one () {                # one WHO SEED [SEQUENCE]: a line of figures
-  local all=() loud=() can
+  local all=() loud=() how=() can
   if [ "$1" = ours ]; then loud=(-v); fi
   args=(-f "$format" -s "$2" -n "$ops" -t 1)
   if [ -n "${3:-}" ]; then args+=(-e "$3") all=(-a 10 -r 64); fi
@@ -229,14 +232,15 @@ one () {                # one WHO SEED [SEQUENCE]: a line of figures
   if [ -n "$can" ]; then args+=(-S "$can"); fi
   case $can in *c*) all+=(-b) ;; esac
   if has wrong || has leaky; then args+=(-R); fi
-  if has encrypted; then all+=(-k "$key"); fi
+  if has encrypted; then all+=(-k "$key") how=("$key" "${secret[1]}"); fi
   if [ "$1" = qemu ]; then all+=(-u); fi
   rm -f "$dir/log" "$dir/ledger" "$dir/versions"
   if [ "$1" = ours ]; then
     "$build/tests/crash/crash-run" "${args[@]}" "$dir" || return 2
   else
     "$build/tests/crash/crash-run" -p "${args[@]}" "$dir" \
-      | /usr/bin/python3 "$here/qemu-run.py" "$dir" "$format" || return 2
+      | /usr/bin/python3 "$here/qemu-run.py" "$dir" "$format" "${how[@]}" ||
+      return 2
   fi
   "$build/tests/crash/crash-eval" -f "$format" -m "$max" -s "$2" "${all[@]}" \
     "${loud[@]}" "$dir"
@@ -276,10 +280,7 @@ while IFS='|' read -r name options extras; do
     if [ $who = qemu ]; then
       [ "${CRASH_QEMU:-1}" = 1 ] || continue
       # One thread only; and qemu-io has no log for a second file.
-      if has threads || has data || has can=c || has encrypted ||
-          has alone; then
-        continue
-      fi
+      if has threads || has data || has can=c || has alone; then continue; fi
     fi
     sum=(0 0 0 0 0 0 0)
     for ((seed = 1; seed <= seeds; seed++)); do figures $who $seed; done

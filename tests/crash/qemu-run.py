@@ -4,7 +4,9 @@
 
 """Run a workload with qemu-io and turn its write log into ours.
 
-  qemu-run.py DIR FORMAT <OPERATIONS
+  qemu-run.py DIR FORMAT [KEY OBJECT] <OPERATIONS
+
+KEY is the option of an encrypted image that names its secret, which OBJECT is.
 
 OPERATIONS are the lines that crash-run -p prints.  QEMU's blklogwrites driver
 writes the log of dm-log-writes; this reads how far it has got after each
@@ -31,9 +33,11 @@ OP_WRITE, OP_TRIM, OP_FLUSH = 4, 6, 7
 class Qemu:
     """qemu-io on a copy of the image, one command at a time."""
 
-    def __init__(self, folder, image_format):
+    def __init__(self, folder, image_format, key, secret):
         self.folder = folder
         self.format = image_format
+        self.secret = ["--object", secret] if key else []
+        self.key = ["%s=s" % key] if key else []
         self.log = os.path.join(folder, "qemu.log")
         self.copy = os.path.join(folder, "qemu.image")
         shutil.copy(os.path.join(folder, "image"), self.copy)
@@ -48,7 +52,7 @@ class Qemu:
                 "file.file.driver=file", "file.file.filename=" + self.copy,
                 "file.file.discard=unmap",
                 "file.log.driver=file", "file.log.filename=" + self.log,
-                "file.log-super-update-interval=1"]
+                "file.log-super-update-interval=1"] + self.key
         if self.used:
             opts.append("file.log-append=on")
         self.used = True
@@ -64,8 +68,8 @@ class Qemu:
         self.process = subprocess.Popen(
             # Its own default is writethrough; that of a virtual machine and
             # of qemu-nbd is writeback.
-            ["qemu-io", "-t", "writeback", "-d", "unmap", "--image-opts",
-             self.options()],
+            ["qemu-io", "-t", "writeback", "-d", "unmap", *self.secret,
+             "--image-opts", self.options()],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT)
         self.wait()
@@ -98,7 +102,7 @@ class Qemu:
     def img(self, command, *args, behind=(), with_backing=True):
         """An operation of qemu-img; qemu-io has quit."""
         done = subprocess.run(
-            ["qemu-img", command, "--image-opts", *args,
+            ["qemu-img", command, *self.secret, "--image-opts", *args,
              self.options(with_backing), *behind],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         if done.returncode != 0:
@@ -106,13 +110,13 @@ class Qemu:
 
     def content(self, name):
         """What the guest reads, into DIR/content-NAME."""
-        opts = "driver=%s,file.driver=file,file.filename=%s" % (
-            self.format, self.copy)
+        opts = ",".join(["driver=" + self.format, "file.driver=file",
+                         "file.filename=" + self.copy] + self.key)
         if self.backing:
             opts += ",backing.driver=raw,backing.file.driver=file," \
                 "backing.file.filename=" + self.path(self.backing)
-        subprocess.run(["qemu-img", "convert", "--image-opts", "-O", "raw",
-                        opts, os.path.join(self.folder, "content-" + name)],
+        subprocess.run(["qemu-img", "convert", *self.secret, "--image-opts",
+                        "-O", "raw", opts, self.path("content-" + name)],
                        check=True)
 
     def entries(self):
@@ -228,8 +232,8 @@ def structural(qemu, name, offset, byte):
 class Run:
     """Line by line, what crash-run -p prints."""
 
-    def __init__(self, folder, image_format):
-        self.qemu = Qemu(folder, image_format)
+    def __init__(self, folder, image_format, key=None, secret=None):
+        self.qemu = Qemu(folder, image_format, key, secret)
         self.writer = Writer(folder, self.qemu.log)
         self.last = (0, 0)      # of the operation on the structure
 
@@ -270,7 +274,7 @@ class Run:
 
 
 def main():
-    run = Run(sys.argv[1], sys.argv[2])
+    run = Run(*sys.argv[1:])
     for line in sys.stdin:
         if line.startswith("version "):
             run.version(line[len("version "):])
