@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright the nbdimg developers.
 
-# Hostile VDI and qcow images (hostile/formats.bash), as hostile.bats has it for
+# Hostile VDI, qcow and QED images (hostile/formats.bash), as hostile.bats has it for
 # qcow2.
 
 load lib
@@ -28,14 +28,14 @@ setup () {
 # on more than MIN
 for_each () {
   local f bad=0 nr=0 good=0
-  for f in "$IMAGES"/*.vdi "$IMAGES"/*.qcow; do
+  for f in "$IMAGES"/*.{vdi,qcow,qed}; do
     nr=$((nr + 1))
     HOSTILE_STATUS=0
     "$1" "${f##*/}" "${f##*.}" || bad=$((bad + 1))
     [ $HOSTILE_STATUS != 0 ] || good=$((good + 1))
   done
   echo "$1: $nr images, $bad wrong, $good good"
-  [ $nr -gt 80 ] && [ $bad = 0 ] && [ $good -gt "${2:-5}" ] && [ $good -lt $nr ]
+  [ $nr -gt 150 ] && [ $bad = 0 ] && [ $good -gt "${2:-5}" ] && [ $good -lt $nr ]
 }
 
 try_info () {
@@ -70,30 +70,30 @@ try_write () {
 }
 
 try_repair () {
-  [ "$2" = vdi ] || return 0
-  cp --sparse=always "$IMAGES/$1" .repaired.vdi
-  hostile_run . "$NBDIMG" check -r all -f vdi .repaired.vdi || return
+  local f=.repaired sum
+  [ "$2" != qcow ] || return 0
+  cp --sparse=always "$IMAGES/$1" $f
+  hostile_run . "$NBDIMG" check -r all -f "$2" $f || return
   [ $HOSTILE_STATUS = 0 ] || return 0
-  local sum
-  sum=$(head -c 20M .repaired.vdi | sha256sum)
-  hostile_run . "$NBDIMG" check -r all -f vdi .repaired.vdi
-  [ "$sum" = "$(head -c 20M .repaired.vdi | sha256sum)" ]
+  sum=$(head -c 20M $f | sha256sum)
+  hostile_run . "$NBDIMG" check -r all -f "$2" $f
+  [ "$sum" = "$(head -c 20M $f | sha256sum)" ]
 }
 
-@test "no VDI or qcow image crashes, delays or bloats info" {
+@test "no VDI, qcow or QED image crashes, delays or bloats info" {
   for_each try_info
 }
 
-@test "no VDI or qcow image crashes, delays or bloats check and repair" {
+@test "no VDI, qcow or QED image crashes, delays or bloats check and repair" {
   for_each try_check 1
   for_each try_repair 10
 }
 
-@test "no VDI or qcow image crashes, delays or bloats a reader" {
+@test "no VDI, qcow or QED image crashes, delays or bloats a reader" {
   for_each try_read
   for_each try_convert
 }
 
-@test "no VDI or qcow image crashes, delays or bloats a writer" {
+@test "no VDI, qcow or QED image crashes, delays or bloats a writer" {
   for_each try_write
 }
