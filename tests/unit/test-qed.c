@@ -8,6 +8,7 @@
 #include <errno.h>
 
 #include "formats/qed/qed.h"
+#include "formats/refmap.h"
 #include "tests/unit/harness.h"
 #include "tests/unit/unit.h"
 
@@ -230,6 +231,48 @@ test_long_names (void)
   }
 }
 
+/* Clusters so far from each other that the least memory has no room for all:
+ * which table is shared is found in the second window, in which the entries of
+ * the first are mended.
+ */
+static void
+test_repair_in_windows (void)
+{
+  enum { T0 = 0x2000, T2 = 0x3000, NR = 400, SHARED = 390 };
+  const struct format_check_options o = { .repair = REPAIR_ALL, .memory = 1 };
+  const uint64_t apart = 4096 * REF_PAGE, first = 0x10000;
+  const uint64_t t1 = first + SHARED * apart;
+  struct error e = ERROR_INIT;
+  struct storage *st = storage_memory_new ("far", 0, &e);
+  struct format_check_result r;
+  struct format *f;
+
+  unit_begin ("a repair in little memory knows tables that are shared too");
+  CHECK_OK (harness_create_format (st, &format_qed, GiB,
+                                   "cluster_size=4096,table_size=1", NULL,
+                                   NULL, &e), &e);
+  CHECK_OK (storage_truncate (st, first + NR * apart, &e), &e);
+  put (st, 0x1000, T0);
+  put (st, 0x1008, t1);         /* what T0 says is data */
+  put (st, 0x1010, T2);
+  for (uint64_t i = 0; i < NR; ++i)
+    put (st, T0 + 8 * i, first + i * apart);
+  put (st, T0 + 8 * (NR + 1), 3);
+  put (st, T2, 5);
+  put (st, t1 + 80, 7);
+  put (st, t1 + 88, 9);
+  for (unsigned i = 0; i < 2; ++i) {
+    f = open_format (st, false);
+    CHECK_OK (format_qed.check (f, &o, &r, &e), &e);
+    CHECK (r.corruptions == 3 && r.corruptions_fixed == (i ? 0 : 2));
+    CHECK_OK (format_qed.close (f, &e), &e);
+    CHECK (get (st, T0 + 8 * (NR + 1)) == 0 && get (st, T2) == 0);
+    CHECK (get (st, t1 + 80) == 7 && get (st, t1 + 88) == 9);
+    CHECK (get (st, H_FEATURES) == 0);
+  }
+  storage_close (st);
+}
+
 int
 main (void)
 {
@@ -238,5 +281,6 @@ main (void)
   test_zero_without_backing ();
   test_mark_fails ();
   test_long_names ();
+  test_repair_in_windows ();
   return unit_end ();
 }
