@@ -35,7 +35,8 @@ for_each () {
     [ $HOSTILE_STATUS != 0 ] || good=$((good + 1))
   done
   echo "$1: $nr images, $bad wrong, $good good"
-  [ $nr -gt 150 ] && [ $bad = 0 ] && [ $good -gt "${2:-5}" ] && [ $good -lt $nr ]
+  [ $nr -gt 150 ] && [ $bad = 0 ] && [ $good -gt "${2:-5}" ] &&
+    [ $good -lt $nr ]
 }
 
 try_info () {
