@@ -564,8 +564,8 @@ no_secret (const struct layer *l, struct error *e)
 
   return error_set (e, EINVAL, "Parameter '%s' is required for cipher: the "
                     "image is encrypted (%s); give --object secret,id=ID,"
-                    "file=PATH and --image-opts driver=%s,file.filename=...,"
-                    "%s=ID", ops->key_option, l->needs.crypto, ops->name,
+                    "file=PATH (nbdkit: secret=ID:file:PATH) and --image-opts "
+                    "driver=%s,file.filename=...,%s=ID", ops->key_option, l->needs.crypto, ops->name,
                     ops->key_option);
 }
 

@@ -166,20 +166,6 @@ make_chain () {
   qemu-img compare -f raw -F qcow odd odd.qcow
 }
 
-@test "convert between qcow and the other formats keeps every byte" {
-  need qemu-img
-  local from to
-  random_image raw 2500096 3
-  for from in raw qcow qcow2 vdi; do
-    qemu-img convert -O $from raw "a.$from"
-    for to in raw qcow qcow2 vdi; do
-      "$NBDIMG" convert -O $to "a.$from" "b.$to"
-      qemu-img compare -f raw -F $to raw "b.$to"
-      "$NBDIMG" compare "a.$from" "b.$to"
-    done
-  done
-}
-
 @test "what a qcow image cannot be is refused by name" {
   need qemu-img qemu-io
   qemu-img create -q -f qcow a.qcow 10M
