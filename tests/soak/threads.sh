@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright the nbdimg developers.
 
-# The unit programs that put many threads, or every fault, on a qcow2 image, for
-# longer than check does.  Best in a build with --enable-sanitizers=thread.
+# The unit programs that put many threads on an image of each format, or every
+# fault on a qcow2 image, for longer than check does.  Best in a build with
+# --enable-sanitizers=thread.
 # THREADS_ROUNDS=1000 for more, THREADS_SEED=N for a run that was seen.
 
 set -eu

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  * Copyright the nbdimg developers. */
 
-/* Many threads on one image (qcow2, and the other formats that write tables),
- * which must end as if each had been alone, without an error, a leak or a hang,
- * with the smallest table cache and the usual one.  With -n ROUNDS, -t THREADS,
- * -s SEED, -k KIND, -w SECONDS (of the watchdog) for longer runs.
+/* Many threads on one image (qcow2, the other formats that write tables, and
+ * what encryption adds), which must end as if each had been alone, without an
+ * error, a leak or a hang, with the smallest table cache and the usual one.
+ * With -n ROUNDS, -t THREADS, -s SEED, -k KIND, -w SECONDS (of the watchdog)
+ * for longer runs.
  */
 
 #include <config.h>
@@ -40,6 +41,7 @@ static const struct kind kinds[] = {
   { "qed:cluster_size=2097152,table_size=1", true, false },
   { "qcow:", false, false },
   { "qcow:", true, false },
+  { "luks:key-secret=s,iter-time=10", false, false },
 };
 enum { NR_KINDS = sizeof kinds / sizeof kinds[0] };
 
