@@ -127,19 +127,23 @@ write_unit (struct rebase *r, const uint8_t *buf, uint64_t len,
   return 0;
 }
 
-/* The units of [offset, offset+len) in which the two sides differ. */
+/* The units of [offset, offset+len) in which the two sides differ.  The last
+ * one may be a part of a cluster, the rest of which is in the image.
+ */
 static int
 copy_differences (struct rebase *r, uint64_t offset, uint64_t len,
                   uint64_t unit, struct error *e)
 {
-  bool whole = unit == r->im->format->info.cluster_size;
-  uint64_t n;
+  uint64_t cluster = r->im->format->info.cluster_size, n;
+  bool whole;
 
   if (read_side (r->old, r->a, len, offset, e) == -1
       || read_side (r->new, r->b, len, offset, e) == -1)
     return -1;
   for (uint64_t at = 0; at < len; at += n) {
     n = min_u64 (unit, len - at);
+    whole = n == cluster
+      || (unit == cluster && offset + at + n == image_size (r->im));
     if (memcmp (r->a + at, r->b + at, n) != 0
         && write_unit (r, r->a + at, n, offset + at, whole, e) == -1)
       return -1;

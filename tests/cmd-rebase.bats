@@ -232,3 +232,16 @@ rebase_keeps () {
   done
   [ $killed -gt 0 ]
 }
+
+@test "rebase -c takes a cluster of which the image has some subclusters" {
+  qemu-img create -q -f raw base.raw 1M
+  qemu-io -f raw -c 'write -q -P 7 0 1M' base.raw
+  qemu-img create -q -f qcow2 -o extended_l2=on -b base.raw -F raw o.qcow2
+  qemu-io -c 'write -q -z -u 100k 28k' -c 'write -q -P 9 600k 8k' o.qcow2
+  "$NBDIMG" rebase -c -b "" o.qcow2
+  qemu-img check -q o.qcow2
+  qemu-io -c 'read -q -P 7 0 100k' -c 'read -q -P 0 100k 28k' \
+    -c 'read -q -P 7 128k 472k' -c 'read -q -P 9 600k 8k' \
+    -c 'read -q -P 7 608k 416k' o.qcow2 >out
+  [ ! -s out ]
+}
