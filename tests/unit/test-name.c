@@ -184,8 +184,6 @@ static const struct row wrong_options[] = {
   { QCOW2 ("\"read-only\": 1"), NULL, "read-only" },
   { QCOW2 ("\"node-name\": \"#x\""), NULL, "Invalid node-name" },
   { QCOW2 ("\"cache\": {\"foo\": true}"), NULL, "cache.direct" },
-  { QCOW2 ("\"cache\": {\"direct\": true, \"no-flush\": true}"), NULL,
-    "not built" },
   { QCOW2 ("\"overlap-check\": \"all\""), NULL, "overlap-check" },
   { QCOW2 ("\"lazy-refcounts\": \"x\""), NULL, "lazy-refcounts" },
   { QCOW2 ("\"encrypt.format\": \"rot13\""), NULL, "encrypt.format=rot13" },
