@@ -34,8 +34,8 @@ missing_tests () {
 
 @test "a test that is gone is found" {
   sed 's/fuzz: no fuzzer finds/fuzz: the fuzzer finds/
-    s/| locks: of those/| lock: of those/' "$page" >page
-  [ "$(missing_tests page)" = "fuzz: the fuzzer finds a crash
+    s/| locks: of those/| lock: of those/' "$page" >changed
+  [ "$(missing_tests changed)" = "fuzz: the fuzzer finds a crash
 lock: of those who race for an image" ]
 }
 
