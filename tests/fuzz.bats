@@ -2,7 +2,8 @@
 # Copyright the nbdimg developers.
 
 # A short sample of each fuzzer: its seeds, and inputs that are made of them.
-# "make fuzz" runs them for long, with libFuzzer.
+# "make fuzz" runs them for long, with libFuzzer and other inputs each time; here
+# they are the same ones, so that what fails is what was changed.
 
 load lib
 
@@ -25,7 +26,7 @@ sample () {
     found=1
     echo "${f##*/}"
     sample "$f" 5000 1
-    sample "$f" 5000 $((RANDOM + 2))
+    sample "$f" 5000 2
   done
   [ $found = 1 ]
 }

@@ -14,10 +14,10 @@
  * power of 2) and then includes this.
  *
  * Whatever the image is, nothing crashes, hangs or wants much memory, what was
- * written last reads back unless check finds damage, and a second repair changes
- * no byte.  An image that is clean reads as an array (model.h), stays so, and is
- * clean at the end; a repair that makes it clean changes nothing that could be
- * read.
+ * written last reads back unless check finds damage, and a second repair
+ * changes no byte.  An image that is clean reads as an array (model.h), stays
+ * so, and is clean at the end; a repair that makes it clean changes nothing
+ * that could be read, but for tables that an entry gives to the guest.
  */
 
 #ifndef NBDIMG_FUZZ_IMAGE_H
@@ -144,12 +144,24 @@ content (struct storage *st, size_t *size)
   return buf;
 }
 
+/* qcow2 names the cluster of a table that is something else, too: what the
+ * guest reads there are entries, and a repair changes them.
+ */
+static void
+finding (void *opaque, const char *text)
+{
+  bool *reads_tables = opaque;
+
+  *reads_tables |= strstr (text, "(cluster ") != NULL;
+}
+
 /* As check -r all does it.  -1 = it was refused. */
 static int
-repair (struct storage *st, struct format_check_result *r)
+repair (struct storage *st, struct format_check_result *r, bool *reads_tables)
 {
   const struct format_check_options o = {
     .memory = 16 * MiB, .repair = REPAIR_ALL,
+    .finding = finding, .opaque = reads_tables,
   };
   const struct format_open_options open = { .writable = true, .check = true };
   struct format_needs needs = { .backing = NULL };
@@ -202,21 +214,22 @@ repair_twice (struct storage *st, bool compare)
 {
   struct format_check_result first, second;
   uint8_t *before, *after, *guest;
+  bool reads_tables = false;
   size_t size, new_size;
 
   if (storage_size (st) > 64 * MiB)
     return;
   guest = compare ? guest_content (st) : NULL;
-  if (repair (st, &first) == -1) {
+  if (repair (st, &first, &reads_tables) == -1) {
     free (guest);
     return;
   }
-  if (guest && first.corruptions == 0 && first.check_errors == 0)
+  if (guest && !reads_tables && !first.corruptions && !first.check_errors)
     must_read (st, guest);
   else
     free (guest);
   before = content (st, &size);
-  must (repair (st, &second) == 0);
+  must (repair (st, &second, &reads_tables) == 0);
   must (second.corruptions_fixed == 0 && second.leaks_fixed == 0);
   after = content (st, &new_size);
   must (new_size == size && memcmp (before, after, size) == 0);
