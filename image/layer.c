@@ -565,8 +565,8 @@ no_secret (const struct layer *l, struct error *e)
   return error_set (e, EINVAL, "Parameter '%s' is required for cipher: the "
                     "image is encrypted (%s); give --object secret,id=ID,"
                     "file=PATH (nbdkit: secret=ID:file:PATH) and --image-opts "
-                    "driver=%s,file.filename=...,%s=ID", ops->key_option, l->needs.crypto, ops->name,
-                    ops->key_option);
+                    "driver=%s,file.filename=...,%s=ID", ops->key_option,
+                    l->needs.crypto, ops->name, ops->key_option);
 }
 
 /* check and info need no key: they read no guest data. */

@@ -29,7 +29,7 @@ struct layer {
   const struct format_ops *format;
   struct format_needs needs;    /* after layer_parse */
   bool is_backing;
-  bool data_file_readonly;      /* so is the image, however often it is parsed */
+  bool data_file_readonly;      /* so is the image, each time it is parsed */
   unsigned depth;               /* 0 = the top */
 };
 

@@ -442,8 +442,8 @@ check_whole (const json_t *node, enum tree_driver driver, enum place place,
   return 0;
 }
 
-/* What a node will be whose driver is not said is not known yet: it may have the
- * options of any.  Those of another one are found when it is (layer.c).
+/* What a node will be whose driver is not said is not known yet: it may have
+ * the options of any.  Those of another one are found when it is (layer.c).
  */
 static unsigned
 kinds_of_node (enum tree_driver driver, enum place place)

@@ -125,8 +125,8 @@ stop (struct tool_args *args, int status)
   return -1;
 }
 
-/* The argument that a letter which nobody has stands in: getopt has stepped over
- * it only where that letter is its last.
+/* The argument that a letter which nobody has stands in: getopt has stepped
+ * over it only where that letter is its last.
  */
 static const char *
 argument_of (const struct tool_args *args, int letter)

@@ -194,8 +194,8 @@ extern int tool_output (const char *text, bool *json);
  */
 extern int tool_aio (const char *text, bool *native);
 
-/* Why QEMU's native engine, if it is asked for, does not go with the cache mode;
- * NULL = it does.
+/* Why QEMU's native engine, if it is asked for, does not go with the cache
+ * mode; NULL = it does.
  */
 extern const char *tool_native_conflict (bool native, enum cache_mode cache);
 

@@ -7,13 +7,14 @@
  * An entry that names a place behind the end of the file, where no content can
  * be, becomes unallocated, before the file gets longer and something else is
  * there.  A block that shares its place gets a place of its own, with a copy of
- * the content; a file that ends within a block is made longer.  Places that no entry has are filled with the last blocks, so that
- * the header's number of blocks, which is set then, is both the next index and
- * the number of entries that have a place: QEMU takes it for both.
+ * the content; a file that ends within a block is made longer.  Places that no
+ * entry has are filled with the last blocks, so that the header's number of
+ * blocks, which is set then, is both the next index and the number of entries
+ * that have a place: QEMU takes it for both.
  *
- * Order on disk: entries that are given up => copies, and the number of blocks if it is too small for them
- * => entries => the number.  A repair that is cut short leaves places that no
- * entry has, and is gone on with by another.
+ * Order on disk: entries that are given up => copies, and the number of blocks
+ * if it is too small for them => entries => the number.  A repair that is cut
+ * short leaves places that no entry has, and is gone on with by another.
  */
 
 #include <config.h>

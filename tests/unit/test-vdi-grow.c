@@ -2,8 +2,8 @@
  * Copyright the nbdimg developers. */
 
 /* A VDI image that grows, on a disk of which request K is the last one that is
- * done, or the one that a crash before the next flush loses: for each K the disk
- * reads as before, in its old size or its new one.
+ * done, or the one that a crash before the next flush loses: for each K the
+ * disk reads as before, in its old size or its new one.
  */
 
 #include <config.h>
