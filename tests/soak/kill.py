@@ -27,7 +27,7 @@ import threading
 import time
 
 import nbd
-from peers import Disk, Server, Wrong, run
+from peers import Export, Server, Wrong, run
 
 SECTOR = 512
 DISK = 32 << 20                 # bytes
@@ -243,7 +243,7 @@ def make_base(args, fmt, rnd):
 
 
 def make_image(args, name, rnd):
-    """Returns the Disk, and the versions that it holds."""
+    """Returns the Export, and the versions that it holds."""
     fmt, options, backing = CONFIGS[name]
     image = os.path.join(args.dir, "disk." + fmt)
     secret = os.path.join(args.dir, "secret")
@@ -264,7 +264,7 @@ def make_image(args, name, rnd):
         below, base = make_base(args, backing, rnd)
         argv += ["-b", below, "-F", backing]
     run(*argv, image, str(DISK))
-    disk = Disk(image, fmt, key, secret)
+    disk = Export(image, fmt, key, secret)
     if fmt == "luks":           # what was never written reads as anything
         run(args.nbdimg, "io", "-c", "write -q -z 0 %d" % DISK, *disk.qemu)
     return disk, base

@@ -36,7 +36,7 @@ import traceback
 
 import nbd
 from model import SECTOR, Disk, Requests
-from peers import Disk, Server, Wrong, run
+from peers import Export, Server, Wrong, run
 
 COMPATS = ["0.10", "1.1"]
 CLUSTERS = {"512": 512, "4k": 4 << 10, "16k": 16 << 10, "64k": 64 << 10,
@@ -222,7 +222,7 @@ class Cell:
 
     def write_by_plugin(self, image, disk):
         requests = Requests(self.rnd, disk, self.cluster, self.dir)
-        server = Server(self, Disk(image, "qcow2"))
+        server = Server(self, Export(image, "qcow2"))
         handles = [server.connect(), server.connect()]
         left = self.args.requests
         while left > 0:
@@ -290,7 +290,7 @@ class Cell:
             run(tool, "check", "-f", "qcow2", image)
 
     def read_by_plugin(self, image, disk):
-        server = Server(self, Disk(image, "qcow2"), readonly=True)
+        server = Server(self, Export(image, "qcow2"), readonly=True)
         h = server.connect()
         if h.get_size() != disk.size:
             raise Wrong("the plugin: a disk of %d bytes" % h.get_size())

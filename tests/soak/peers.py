@@ -25,7 +25,7 @@ def run(*argv, ok=(0,), env=None):
     return p.stdout
 
 
-class Disk:
+class Export:
     """An image as the plugin and qemu-img are told of it.  KEY: the option
     that names the secret of an encrypted one; the file SECRET has it.
     """
@@ -44,7 +44,7 @@ class Disk:
 
 
 class Server:
-    """nbdkit with our plugin.  DISK: a Disk."""
+    """nbdkit with our plugin.  DISK: an Export."""
 
     def __init__(self, args, disk, readonly=False):
         self.socket = os.path.join(args.dir, "sock")
