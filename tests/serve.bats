@@ -107,6 +107,20 @@ signal.pause()'
 nbdkit_runs () { pgrep -f "^[^ ]*nbdkit .*socket=$PWD/mute"; }
 nbdkit_ended () { ! nbdkit_runs; }
 
+@test "a child of somebody else's that ends meanwhile keeps no URI back" {
+  truncate -s 1M disk
+  start nbdkit -f -U slow --filter=delay file disk delay-open=2
+  poll 20 test -S slow
+  rm -f uri
+  # As a script does that starts a helper and becomes the server.
+  start env ${config_PRELOAD:+LD_PRELOAD="$config_PRELOAD"} \
+    sh -c 'sleep 0.5 & exec "$@"' sh \
+    "$NBDIMG" serve -f raw "nbd+unix:///?socket=$PWD/slow" >uri 2>errors
+  poll 30 printed_or_gone
+  [ "$(nbdinfo --size "$(cat uri)")" = 1048576 ]
+  stop_serve
+}
+
 @test "--port listens on this machine only" {
   make_disk qcow2 disk 1M
   # A port that is free now may be taken when it is used: try some.

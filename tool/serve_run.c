@@ -292,13 +292,18 @@ static int
 serve_foreground (const struct serve *s, struct error *e)
 {
   CLEANUP_CLOSE int signals = -1;
-  sigset_t set;
+  sigset_t set, ending;
   pid_t pid;
   int ready, status;
 
   handled_signals (&set);
   sigprocmask (SIG_BLOCK, &set, NULL);
-  signals = signalfd (-1, &set, SFD_CLOEXEC);
+  /* SIGCHLD may be of a child that this process had before it became nbdimg;
+   * that nbdkit ended is seen by the pipe.
+   */
+  ending = set;
+  sigdelset (&ending, SIGCHLD);
+  signals = signalfd (-1, &ending, SFD_CLOEXEC);
   if (signals == -1)
     return error_errno (e, errno, "signalfd");
   pid = start (s, &ready, e);
