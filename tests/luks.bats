@@ -562,6 +562,25 @@ END
   run ! opened_by "open sesame"
 }
 
+@test "the only passphrase is not overwritten where no slot can hold the new one" {
+  need cryptsetup
+  luks_key
+  truncate -s 3M hdr disk
+  printf 'open sesame' >key
+  cryptsetup luksFormat -q --type luks1 --pbkdf-force-iterations 1000 \
+    --header hdr disk key
+  # slot 0 has its material at 4096, 256000 bytes; the others lie behind
+  truncate -s 260096 hdr
+  cp hdr before
+  local o=driver=luks,key-secret=s,file.filename=disk,header.filename=hdr
+  local change=state=active,new-secret=t,iter-time=0,keyslot=0
+  expect_error 1 "slot 0 is the only one in use" "$NBDIMG" amend \
+    "${SECRET[@]}" --object secret,id=t,data=other --force -o "$change" \
+    --image-opts "$o"
+  cmp hdr before
+  "$NBDIMG" io "${SECRET[@]}" -c 'write -q 0 4k' --image-opts "$o"
+}
+
 @test "--force erases a slot again, as after a crash" {
   luks_key
   new_luks our_create disk

@@ -12,7 +12,7 @@
  * opens, and erasing it again ends the work.  The other way round it would
  * leave a key that was to be destroyed.  Overwriting a slot in use: erased and
  * added, while a spare slot holds the new passphrase, since the old one may be
- * the last that opens the disk.
+ * the last that opens the disk.  With no spare slot another one is in use.
  */
 
 #include <config.h>
@@ -245,7 +245,7 @@ write_new_slot (const struct job *j, unsigned i, const struct luks_slot *s,
   return 0;
 }
 
-/* -1 = all are in use, and other passphrases open the disk. */
+/* -1 = the others are in use, or their material has no place. */
 static int
 spare_slot (const struct job *j)
 {
@@ -261,6 +261,10 @@ overwrite_slot (const struct job *j, unsigned i, const struct luks_slot *s,
 {
   int spare = spare_slot (j);
 
+  if (spare == -1 && count_active (j->h) == 1)
+    return error_set (e, ENOSPC, "LUKS key slot %u is the only one in use, and"
+                      " no other one has a place for the new passphrase until"
+                      " it is overwritten: the header ends too early", i);
   if (spare != -1
       && write_new_slot (j, (unsigned) spare, s, material, e) == -1)
     return -1;
