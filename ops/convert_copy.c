@@ -6,8 +6,8 @@
  * blocks of zeroes, and with -B blocks that equal the backing file, need no
  * writing.
  *
- * Layer: ops.  Locking: a worker owns its buffers, except while it waits for its
- * turn (convert_claim_done may exchange them); all else is fixed.
+ * Layer: ops.  Locking: a worker owns its buffers, except while it waits for
+ * its turn (convert_claim_done may exchange them); all else is fixed.
  */
 
 #include <config.h>
