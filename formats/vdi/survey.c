@@ -2,7 +2,7 @@
  * Copyright the nbdimg developers. */
 
 /* One look at the whole block map: who has which place.  Layer: formats.
- * Locking: none; the map is read from the disk, and nobody changes it.
+ * Locking: none; the map is read from the disk, and only "wrong" changes it.
  *
  * The map is read in pieces, and the places in use are a bitmap of bounded
  * size: where an image has more of them, the map is read once for each window
