@@ -9,35 +9,7 @@
 
 #include "common/bytes.h"
 #include "storage/wrapper.h"
-#include "tests/unit/unit.h"
-
-/* ---- copies of a storage ---- */
-
-struct bytes {
-  uint8_t *p;                   /* owned */
-  size_t len;
-};
-
-static inline struct bytes
-bytes_of (struct storage *st)
-{
-  struct bytes b = { .len = storage_size (st) };
-  struct error e = ERROR_INIT;
-
-  b.p = unit_alloc (b.len);
-  CHECK_OK (storage_pread (st, b.p, b.len, 0, &e), &e);
-  return b;
-}
-
-static inline struct storage *
-storage_of (struct bytes b)
-{
-  struct error e = ERROR_INIT;
-  struct storage *st = storage_memory_new ("image", 0, &e);
-
-  CHECK_OK (storage_pwrite (st, b.p, b.len, 0, 0, &e), &e);
-  return st;
-}
+#include "tests/unit/storage-bytes.h"
 
 /* ---- the log ---- */
 
@@ -88,16 +60,23 @@ log_pwrite (struct storage *st, const void *buf, size_t len, uint64_t offset,
 }
 
 static inline int
-log_zero (struct storage *st, uint64_t offset, uint64_t len, unsigned flags,
-          struct error *e)
+log_fill (struct storage *st, int byte, uint64_t offset, uint64_t len,
+          unsigned flags, struct error *e)
 {
   uint8_t *buf = unit_alloc (len);
   int r;
 
-  memset (buf, 0, len);
+  memset (buf, byte, len);
   r = log_pwrite (st, buf, len, offset, flags, e);
   free (buf);
   return r;
+}
+
+static inline int
+log_zero (struct storage *st, uint64_t offset, uint64_t len, unsigned flags,
+          struct error *e)
+{
+  return log_fill (st, 0, offset, len, flags, e);
 }
 
 static inline int
@@ -132,13 +111,7 @@ static inline int
 log_trim (struct storage *st, uint64_t offset, uint64_t len, unsigned flags,
           struct error *e)
 {
-  uint8_t *buf = unit_alloc (len);
-  int r;
-
-  memset (buf, 0xda, len);
-  r = log_pwrite (st, buf, len, offset, flags & ~(unsigned) STORAGE_FUA, e);
-  free (buf);
-  return r;
+  return log_fill (st, 0xda, offset, len, flags & ~(unsigned) STORAGE_FUA, e);
 }
 
 static const struct storage_ops log_ops = {

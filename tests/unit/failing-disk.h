@@ -110,17 +110,8 @@ request_fails (bool change)
 static int
 fail (struct error *e)
 {
-    return error_set (e, failure == FAIL_SHORT ? ENOSPC : EIO,
+  return error_set (e, failure == FAIL_SHORT ? ENOSPC : EIO,
                     "fault of a test");
-}
-
-static void
-must (int r, const struct error *e)
-{
-  if (r == 0)
-    return;
-  printf ("not ok the test itself: %s\n", e->text);
-  exit (EXIT_FAILURE);
 }
 
 static void
@@ -129,11 +120,11 @@ apply (struct storage *st, const struct write *w)
   struct error e = ERROR_INIT;
 
   if (w->truncate)
-    must (storage_truncate (st, w->length, &e), &e);
+    unit_must (storage_truncate (st, w->length, &e), &e);
   else if (w->data)
-    must (storage_pwrite (st, w->data, w->length, w->offset, 0, &e), &e);
+    unit_must (storage_pwrite (st, w->data, w->length, w->offset, 0, &e), &e);
   else
-    must (storage_zero (st, w->offset, w->length, 0, &e), &e);
+    unit_must (storage_zero (st, w->offset, w->length, 0, &e), &e);
 }
 
 /* All of it; or, ODDS out of 4 of it, and the rest is lost. */
@@ -177,38 +168,35 @@ change (struct disk *d, const void *data, uint64_t length, uint64_t offset)
   wrapper_note_growth (&d->wrapper.base);
 }
 
+/* DATA NULL = zeroes. */
 static int
 disk_change (struct storage *st, const void *data, uint64_t length,
-             uint64_t offset, struct error *e)
+             uint64_t offset, unsigned flags, struct error *e)
 {
   struct disk *d = (struct disk *) st;
   bool fails = request_fails (true);
 
-  if (!fails)
+  if (!fails || failure == FAIL_DONE)
     change (d, data, length, offset);
   else if (failure == FAIL_SHORT)
     change (d, data, round_down (length / 2, 512), offset);
-  else if (failure == FAIL_DONE)
-    change (d, data, length, offset);
-  return fails ? fail (e) : 0;
+  if (fails)
+    return fail (e);
+  return flags & STORAGE_FUA ? storage_flush (st, e) : 0;
 }
 
 static int
 disk_pwrite (struct storage *st, const void *buf, size_t len, uint64_t offset,
              unsigned flags, struct error *e)
 {
-  if (disk_change (st, buf, len, offset, e) == -1)
-    return -1;
-  return flags & STORAGE_FUA ? storage_flush (st, e) : 0;
+  return disk_change (st, buf, len, offset, flags, e);
 }
 
 static int
 disk_zero (struct storage *st, uint64_t offset, uint64_t len, unsigned flags,
            struct error *e)
 {
-  if (disk_change (st, NULL, len, offset, e) == -1)
-    return -1;
-  return flags & STORAGE_FUA ? storage_flush (st, e) : 0;
+  return disk_change (st, NULL, len, offset, flags, e);
 }
 
 /* What is trimmed reads as zeroes, or still as before. */
@@ -296,11 +284,11 @@ new_disk (const char *name)
   struct storage *inner = storage_memory_new (name, 0, &e);
   struct disk *d;
 
-  must (inner ? 0 : -1, &e);
+  unit_must (inner ? 0 : -1, &e);
   d = wrapper_new (&disk_ops, sizeof *d, inner, &e);
-  must (d ? 0 : -1, &e);
+  unit_must (d ? 0 : -1, &e);
   d->durable = storage_memory_new (name, 0, &e);
-  must (d->durable ? 0 : -1, &e);
+  unit_must (d->durable ? 0 : -1, &e);
   return &d->wrapper.base;
 }
 

@@ -273,10 +273,10 @@ fill_up (struct run *r)
   struct image *im = harness_open (r->f.top, &format_qcow2, NULL, NULL, true,
                                    0, &e);
 
-  must (im ? 0 : -1, &e);
+  unit_must (im ? 0 : -1, &e);
   memset (r->first + from, 0x65, len);
-  must (image_write (im, r->first + from, len, from, 0, &e), &e);
-  must (harness_close (im, &e), &e);
+  unit_must (image_write (im, r->first + from, len, from, 0, &e), &e);
+  unit_must (harness_close (im, &e), &e);
 }
 
 static void
@@ -302,16 +302,16 @@ set_up (struct run *r, const struct scene *scene)
     r->now[s] = r->durable[s] = FIRST;
   if (k->backing) {
     r->f.base = new_disk ("base");
-    must (storage_pwrite (r->f.base, r->first, fixture_base_size (&r->f), 0,
-                          0, &e), &e);
+    unit_must (storage_pwrite (r->f.base, r->first,
+                               fixture_base_size (&r->f), 0, 0, &e), &e);
     r->f.base_im = harness_open (r->f.base, &format_raw, NULL, NULL, false,
                                  0, &e);
   }
   r->f.top = new_disk ("top");
   r->f.data = k->data_file ? new_disk ("data") : NULL;
-  must (harness_create_kind (r->f.top, k->options, r->f.size,
-                             k->backing ? "base" : NULL, r->f.data, &e), &e);
-  must (storage_flush (r->f.top, &e), &e);
+  unit_must (harness_create_kind (r->f.top, k->options, r->f.size,
+                                  k->backing ? "base" : NULL, r->f.data, &e), &e);
+  unit_must (storage_flush (r->f.top, &e), &e);
   if (scene->used)
     fill_up (r);
   hit = hit_change = flush_failed = false;

@@ -24,6 +24,7 @@
 #include "storage/wrapper.h"
 #include "tests/unit/harness.h"
 #include "tests/unit/qcow2-snapshot.h"
+#include "tests/unit/storage-bytes.h"
 #include "tests/unit/unit.h"
 
 enum { CLUSTER = 4096, GUEST_SIZE = 48 * CLUSTER, SECTOR = 512,
@@ -101,42 +102,7 @@ static const struct kind {
 };
 enum { NR_KINDS = sizeof kinds / sizeof kinds[0] };
 
-static void
-must (int r, const struct error *e)
-{
-  if (r == 0)
-    return;
-  printf ("not ok the test itself: %s\n", e->text);
-  exit (EXIT_FAILURE);
-}
-
 /* ---- images as bytes ---- */
-
-struct bytes {
-  uint8_t *p;                   /* owned */
-  size_t len;
-};
-
-static struct bytes
-bytes_of (struct storage *st)
-{
-  struct bytes b = { .len = storage_size (st) };
-  struct error e = ERROR_INIT;
-
-  b.p = unit_alloc (b.len);
-  must (storage_pread (st, b.p, b.len, 0, &e), &e);
-  return b;
-}
-
-static struct storage *
-storage_of (struct bytes b)
-{
-  struct error e = ERROR_INIT;
-  struct storage *st = storage_memory_new ("image", 0, &e);
-
-  must (st ? storage_pwrite (st, b.p, b.len, 0, 0, &e) : -1, &e);
-  return st;
-}
 
 static uint64_t
 be64_at (struct bytes b, uint64_t at)
@@ -191,17 +157,17 @@ make_image (const struct kind *k)
   struct image *im;
   struct bytes b;
 
-  must (harness_create (st, GUEST_SIZE, k->options, NULL, NULL, &e), &e);
+  unit_must (harness_create (st, GUEST_SIZE, k->options, NULL, NULL, &e), &e);
   im = harness_open (st, &format_qcow2, NULL, NULL, true, 0, &e);
-  must (im ? 0 : -1, &e);
+  unit_must (im ? 0 : -1, &e);
   for (unsigned i = 0; i < GUEST_SIZE; ++i)
     buf[i] = (uint8_t) (i / SECTOR + 1);
-  must (image_write (im, buf, 8 * CLUSTER, 0, 0, &e), &e);
-  must (image_write (im, buf, 3 * CLUSTER, 20 * CLUSTER, 0, &e), &e);
+  unit_must (image_write (im, buf, 8 * CLUSTER, 0, 0, &e), &e);
+  unit_must (image_write (im, buf, 3 * CLUSTER, 20 * CLUSTER, 0, &e), &e);
   memset (buf, 'p', CLUSTER);
-  must (image_write_packed (im, buf, im->format->info.cluster_size,
-                            30 * CLUSTER, &e), &e);
-  must (harness_close (im, &e), &e);
+  unit_must (image_write_packed (im, buf, im->format->info.cluster_size,
+                                 30 * CLUSTER, &e), &e);
+  unit_must (harness_close (im, &e), &e);
   if (k->snapshot)
     snapshot_make (st);
   b = bytes_of (st);
@@ -228,7 +194,7 @@ content_of (struct bytes b)
                                    &e);
 
   memset (c, 0, sizeof *c);
-  must (im ? 0 : -1, &e);
+  unit_must (im ? 0 : -1, &e);
   if (image_read (im, c->bytes, GUEST_SIZE, 0, &e) == 0)
     memset (c->readable, true, sizeof c->readable);
   else
@@ -238,7 +204,7 @@ content_of (struct bytes b)
                                    i * SECTOR, &e) == 0;
     }
   error_clear (&e);
-  must (harness_close (im, &e), &e);
+  unit_must (harness_close (im, &e), &e);
   storage_close (st);
   return c;
 }
@@ -290,7 +256,7 @@ open_for_check (struct storage *st, struct error *e)
   struct format *f = format_qcow2.open (st, &o, &needs, e);
 
   format_needs_free (&needs);
-  must (f ? f->ops->activate (f, NULL, false, e) : -1, e);
+  unit_must (f ? f->ops->activate (f, NULL, false, e) : -1, e);
   return f;
 }
 
@@ -306,7 +272,7 @@ check (struct storage *st, enum check_repair repair)
 
   x.status = f->ops->check (f, &o, &x.left, &e);
   error_clear (&e);
-  must (f->ops->close (f, &e), &e);
+  unit_must (f->ops->close (f, &e), &e);
   return x;
 }
 
@@ -446,7 +412,7 @@ recorder_new (struct bytes b, uint64_t fails_at)
   struct recorder *r = wrapper_new (&recorder_ops, sizeof *r, storage_of (b),
                                     &e);
 
-  must (r ? 0 : -1, &e);
+  unit_must (r ? 0 : -1, &e);
   /* Tables are read by several threads where that is of use. */
   r->wrapper.base.caps.is_local_file = false;
   r->fails_at = fails_at;

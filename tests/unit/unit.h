@@ -106,6 +106,16 @@ unit_fail (const char *file, int line, const char *fmt, ...)
                  got_ ? got_ : "(null)", want_);                \
   } while (0)
 
+/* What a test needs and does not test: R is 0, or the program ends with E. */
+static inline void
+unit_must (int r, const struct error *e)
+{
+  if (r == 0)
+    return;
+  printf ("not ok the test itself: %s\n", e->text);
+  exit (EXIT_FAILURE);
+}
+
 /* The same bytes for the same seed, anywhere (xorshift64*). */
 static inline void
 unit_random (void *buf, size_t len, uint64_t seed)
