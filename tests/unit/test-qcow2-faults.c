@@ -310,7 +310,8 @@ set_up (struct run *r, const struct scene *scene)
   r->f.top = new_disk ("top");
   r->f.data = k->data_file ? new_disk ("data") : NULL;
   unit_must (harness_create_kind (r->f.top, k->options, r->f.size,
-                                  k->backing ? "base" : NULL, r->f.data, &e), &e);
+                                  k->backing ? "base" : NULL, r->f.data, &e),
+             &e);
   unit_must (storage_flush (r->f.top, &e), &e);
   if (scene->used)
     fill_up (r);
